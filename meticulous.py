@@ -1,0 +1,4247 @@
+#!/usr/bin/env python3
+# SPDX-FileCopyrightText: 2026 the meticulous-lite authors
+# SPDX-License-Identifier: MIT
+# This file is the whole of meticulous-lite: copy it next to your script, or `pip install meticulous-lite`.
+"""Record experiments: one folder per run, tied to a git commit, with nothing to install but this file.
+
+Record, in the training script:
+
+    import argparse
+    from meticulous import Experiment
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--lr", type=float, default=0.1)
+    Experiment.add_argument_group(parser)
+    experiment = Experiment.from_parser(parser)
+    args = parser.parse_args()
+    ...
+    experiment.summary(loss=0.3)
+
+Read, in a shell or in Python:
+
+    python meticulous.py experiments
+    python meticulous.py show -1
+    python meticulous.py diff 3 4
+    python meticulous.py experiments --filter 'args.lr < 0.1' --sort summary.loss
+    Experiments(experiments_directory="experiments").rows()
+
+Each run has a folder, which is the whole interface between the part that writes and the part that reads:
+
+    experiments/12/
+        args.json  default_args.json  metadata.json  summary.json  STATUS  stdout  stderr
+
+Needs Python 3.6 or newer and, to record, the git command from 1.8.3 on. The sections of this file, in the
+order of its data; each uses only names from the sections above it:
+
+    Names                what the file is called and which names are public
+    Errors               what can go wrong, in words
+    Files                write files whole or not at all, and give out ids
+    Values               give every value a form in JSON
+    Processes            say which process this is, and where it runs
+    Owners               tell whether a process lives, and let only one at a time own a folder
+    Git                  ask git about the code that runs
+    Ignoring             have git ignore the experiments directory
+    Arguments            take the experiment's arguments and defaults out of an argparse parser
+    Output files         append what was printed to the experiments' files
+    Output               put a tee into sys.stdout and sys.stderr
+    Exit codes           find out how the main module ended
+    Ending               have the open experiments record how the process ends
+    Records              compare a start with what a folder holds
+    Attempts             write the record of one start
+    Experiment           what a training script uses
+    Cells                put single values into text
+    Reading              read the record of one experiment
+    Experiments          find records, and give them as rows
+    Tables               sort, group and align rows
+    Filter               choose rows by an expression
+    Formats              put rows into CSV, JSON, Markdown and LaTeX
+    Running              record any command
+    Command line         list, show and compare experiments
+"""
+
+# === Names ====================================================================
+# What the file is called and which names are public.
+
+import errno
+import os
+import re
+import sys
+import time
+
+__version__ = "1.0.0"
+__all__ = [
+    "DirtyRepoException",
+    "Experiment",
+    "ExperimentReader",
+    "Experiments",
+    "FolderException",
+    "GitException",
+    "InvalidArgsException",
+    "InvalidIdException",
+    "MeticulousException",
+    "MismatchedArgsException",
+    "MismatchedCommitException",
+    "QueryException",
+    "RunningException",
+    "main",
+]
+
+# The typing module costs as much as all of this file's other imports, so only type checkers read it.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from typing import IO, Any, Dict, Iterator, List, Mapping, Optional, Sequence, Union
+
+_WINDOWS = os.name == "nt"
+
+# The package's import paths, for example `from meticulous.experiment import Experiment`. As attributes too,
+# which Python 3.6 needs for `import meticulous.experiment as m`.
+if __name__ in sys.modules and __name__ != "__main__":
+    experiment = experiments = sys.modules[__name__]
+    sys.modules[f"{__name__}.experiment"] = sys.modules[f"{__name__}.experiments"] = experiment
+
+
+# === Errors ===================================================================
+# What can go wrong, in words: what happened, where, and what to do next.
+
+
+class MeticulousException(Exception):
+    """The base class of all errors that this module raises on purpose."""
+
+
+class GitException(MeticulousException):
+    """Git can't say which code runs here, or can't commit the line in .gitignore."""
+
+
+class DirtyRepoException(MeticulousException):
+    """Tracked files differ from the commit that is checked out.
+
+    files: their paths relative to *work_tree*; commit: HEAD's 40 hex digits.
+    """
+
+    def __init__(self, files: "Sequence[str]", commit: str, work_tree: str) -> None:
+        super().__init__(files, commit, work_tree)
+        self.files, self.commit, self.work_tree = files, commit, work_tree
+
+    def __str__(self) -> str:
+        names = ", ".join(map(repr, self.files[:5])) + (", ..." if len(self.files) > 5 else "")
+        count = "1 tracked file" if len(self.files) == 1 else f"{len(self.files)} tracked files"
+        verb = "differs" if len(self.files) == 1 else "differ"
+        return (
+            f"{count} in {self.work_tree} {verb} from commit {self.commit[:7]}: {names}.\n"
+            "Commit or stash the changes, or pass --norecord to run without a record."
+        )
+
+
+class MismatchedArgsException(MeticulousException):
+    """An experiment can't be resumed with other arguments than it was recorded with."""
+
+    def __init__(self, path: str, differences: "Sequence[str]") -> None:
+        super().__init__(path, differences)
+        self.path, self.differences = path, differences
+
+    def __str__(self) -> str:
+        shown = "; ".join(self.differences[:5]) + ("; ..." if len(self.differences) > 5 else "")
+        return (
+            f"{self.path} was recorded with other arguments: {shown}.\n"
+            "Use the recorded ones to resume, or leave out --experiment-id to start a new experiment."
+        )
+
+
+class MismatchedCommitException(MeticulousException):
+    """An experiment can't be resumed on another commit than it was recorded on."""
+
+    def __init__(self, path: str, recorded: str, current: str) -> None:
+        super().__init__(path, recorded, current)
+        self.path, self.recorded, self.current = path, recorded, current
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} was recorded on commit {self.recorded}, but HEAD is {self.current}.\n"
+            "Check out the recorded commit to resume, or leave out --experiment-id to start a new experiment."
+        )
+
+
+class InvalidIdException(MeticulousException, ValueError):
+    """An experiment id that can't be the name of a folder."""
+
+    def __init__(self, experiment_id: "Any", reason: str) -> None:
+        super().__init__(experiment_id, reason)
+        self.experiment_id, self.reason = experiment_id, reason
+
+    def __str__(self) -> str:
+        shown = repr(self.experiment_id)
+        shown = shown if len(shown) <= 60 else shown[:57] + "..."
+        return f"{shown} can't be an experiment id: {self.reason}. Use letters, digits, '-' and '_'."
+
+
+class InvalidArgsException(MeticulousException, ValueError):
+    """A value that can't be recorded: arguments, a summary, a description, a status."""
+
+
+class FolderException(MeticulousException, OSError):
+    """A file or folder that can't be used: an OSError too, with its errno where the system gave one."""
+
+    def __init__(self, path: str, reason: str, code: "Optional[int]" = None) -> None:
+        super().__init__(code, reason, path)
+        self.path, self.reason = path, reason
+
+    def __reduce__(self) -> "Any":
+        return type(self), (self.path, self.reason, self.errno)
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.reason}"
+
+
+class RunningException(MeticulousException):
+    """An experiment can't be resumed while another process runs it.
+
+    process: what the record says of that process (host, pid); since: its start, local ISO 8601.
+    """
+
+    def __init__(self, path: str, process: "Mapping[str, Any]", since: str) -> None:
+        super().__init__(path, process, since)
+        self.path, self.process, self.since = path, process, since
+
+    def __str__(self) -> str:
+        host, pid = self.process.get("host", "an unknown host"), self.process.get("pid", "unknown")
+        return (
+            f"{self.path} is still running on {host} (pid {pid}) since {self.since}.\n"
+            "Wait for its end, or leave out --experiment-id to start a new experiment."
+        )
+
+
+class QueryException(MeticulousException, ValueError):
+    """A question that can't be answered: an unknown id or column, a filter that makes no sense."""
+
+
+# === Files ====================================================================
+# Write files whole or not at all, and give out ids, with other processes and nodes doing the same.
+
+_CLAIM_PREFIX = b".claim-"
+_CLAIM_LIFE_S = 3600
+_LONGEST_ID = 200  # bytes; file systems allow 255, and names of hidden files are longer than the id
+
+
+def _local_time(timestamp=None):
+    """Format seconds since the epoch (default: now) as local ISO 8601 with microseconds."""
+    timestamp = time.time() if timestamp is None else timestamp
+    seconds, microseconds = divmod(int(timestamp * 1000000), 1000000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(seconds)) + f".{microseconds:06d}"
+
+
+def _unique_name():
+    """Make a name that no other process on any node makes."""
+    return os.urandom(8).hex()
+
+
+def _warn(text):
+    """Say one line on stderr."""
+    try:
+        sys.stderr.write(f"meticulous: {text}\n")
+        sys.stderr.flush()
+    except Exception:
+        # stderr may be None, closed, full or somebody's broken stand-in: no reason to disturb the program.
+        pass
+
+
+def _explain(error):
+    """Put an OSError into a few words."""
+    return error.strerror or str(error)
+
+
+def _write_file(path, content):
+    """Put *content* (bytes) at *path* so that any reader sees the old file or the new one, whole.
+
+    Not synced to disk: after a power cut it may be the old one. OSError names *path*.
+    """
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".{name}.{_unique_name()}.tmp")
+    try:
+        try:
+            with open(temporary, "xb") as file:
+                file.write(content)
+            os.replace(temporary, path)
+        except BaseException:
+            _remove_file(temporary)
+            raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
+
+
+def _remove_file(path):
+    """Remove the file *path*; True if it was there and is gone."""
+    try:
+        os.unlink(path)
+        return True
+    except OSError:
+        return False
+
+
+def _write_json(path, value):
+    import json
+
+    _write_file(path, json.dumps(value, indent=4).encode("ascii"))
+
+
+def _read_bytes(path):
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _read_json(path):
+    import json
+
+    return json.loads(_read_bytes(path).decode("utf-8"))
+
+
+def _make_directories(path):
+    """Make the directory *path* and its parents; returns those that were not there, deepest first."""
+    made = []
+    while not os.path.isdir(path):
+        made.append(path)
+        path = os.path.dirname(path)
+    for directory in reversed(made):
+        try:
+            os.mkdir(directory)
+        except FileExistsError:
+            # Another start made it in the meantime, or it is a file (a broken link counts as one).
+            if not os.path.isdir(directory):
+                raise FolderException(directory, "is not a directory: name another, or move it.") from None
+        except OSError as error:
+            raise FolderException(directory, f"can't be made: {_explain(error)}.", error.errno) from error
+    return made
+
+
+def _check_id(experiment_id):
+    """Return *experiment_id* as the name of a folder, None if there is none. Raises InvalidIdException."""
+    if experiment_id is None or experiment_id == "":
+        return None
+    if isinstance(experiment_id, bool) or not isinstance(experiment_id, (str, int)):
+        raise InvalidIdException(experiment_id, "it is neither a text nor an integer")
+    name = str(experiment_id)
+    if name.startswith((".", "-")):
+        raise InvalidIdException(experiment_id, "it begins with '.' or '-'")
+    if any(ord(character) < 32 or character in "/\\\x7f" for character in name):
+        raise InvalidIdException(experiment_id, "it has a separator or a control character in it")
+    try:
+        encoded = os.fsencode(name)
+    except UnicodeEncodeError:
+        raise InvalidIdException(experiment_id, "this system can't encode it as a file name") from None
+    if len(encoded) > _LONGEST_ID:
+        raise InvalidIdException(experiment_id, f"it is longer than {_LONGEST_ID} bytes")
+    return name
+
+
+def _list_ids(directory):
+    """List what integer ids were given out in *directory*: the largest, and those with a claim."""
+    from itertools import filterfalse
+
+    # As bytes, because only bytes.isdigit means ASCII digits, and decoding 100,000 names takes time.
+    names = os.listdir(os.fsencode(directory))
+    hidden = [name for name in filterfalse(bytes.isdigit, names) if name.startswith(_CLAIM_PREFIX)]
+    claims = [int(number) for number in (name[len(_CLAIM_PREFIX) :] for name in hidden) if number.isdigit()]
+    largest = max(map(int, filter(bytes.isdigit, names)), default=0)
+    return max(claims + [largest]), claims
+
+
+def _claim_path(directory, number):
+    return os.path.join(os.fsencode(directory), _CLAIM_PREFIX + b"%d" % number)
+
+
+def _claim_id(directory, number):
+    """Claim the integer id *number*; False if it was given out before."""
+    try:
+        os.close(os.open(_claim_path(directory, number), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        return True
+    except FileExistsError:
+        return False
+
+
+def _new_ids(directory):
+    """Yield integer ids that only the caller has claimed, the next free one first.
+
+    A claim outlives its folder, so that no id is given out twice, and is swept after an hour.
+    """
+    listed_at = time.time()
+    number, claims = _list_ids(directory)
+    while True:
+        number += 1
+        # After losing, try the next number: network file systems may answer a second listing from a cache.
+        if not _claim_id(directory, number):
+            continue
+        if time.time() - listed_at > _CLAIM_LIFE_S / 2:
+            # This process slept so long that claims it has not listed may have been swept again.
+            listed_at = time.time()
+            number, claims = _list_ids(directory)
+            continue
+        _sweep_claims(directory, number, claims)
+        yield number
+
+
+def _sweep_claims(directory, newest, claims):
+    """Remove up to 100 claims, lowest first, so much older than *newest* that no start wants them."""
+    # The file system's clock dates both files, so it need not agree with this node's.
+    now = os.stat(_claim_path(directory, newest)).st_mtime
+    for number in sorted(claims)[:100]:
+        path = _claim_path(directory, number)
+        try:
+            if now - os.stat(path).st_mtime < _CLAIM_LIFE_S:
+                return
+        except OSError:
+            continue
+        _remove_file(path)
+
+
+# === Values ===================================================================
+# Give every value a form in JSON, the same in every run.
+
+_ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")
+
+
+def _to_json(value):
+    """Turn *value* into what JSON can hold: dicts, lists, texts, numbers, True, False and None.
+
+    What has no form in JSON becomes text that a person can read, without memory addresses and with sets in
+    order. Raises InvalidArgsException for a value that contains itself or is nested too deeply.
+    """
+    try:
+        return _convert(value, ())
+    except RecursionError:
+        raise InvalidArgsException("A value is nested too deeply to be recorded: flatten it.") from None
+
+
+def _convert(value, parents):
+    if value is None or isinstance(value, bool):
+        return value
+    # Plain types instead of their subclasses, whose own repr json might write (IntEnum, numpy.float64).
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value)
+    if id(value) in parents:
+        raise InvalidArgsException(f"A {type(value).__name__} refers to itself: JSON can't hold that.")
+    parts = _take_apart(value)
+    if isinstance(parts, dict):
+        return {_convert_key(key): _convert(item, parents + (id(value),)) for key, item in parts.items()}
+    if isinstance(parts, list):
+        return [_convert(item, parents + (id(value),)) for item in parts]
+    return parts if isinstance(parts, (str, int, float)) else _describe(value)
+
+
+def _convert_key(key):
+    if key is None or isinstance(key, (bool, str, int, float)):
+        return _convert(key, ())
+    plain = _convert(key, ())
+    return plain if isinstance(plain, (str, int, float)) else _describe(key)
+
+
+def _take_apart(value):
+    """Return the parts of *value* in a dict or list, an array's scalar as a number, None without parts."""
+    from collections.abc import Mapping
+
+    if isinstance(value, type):
+        return None
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    if type(value).__module__ == "argparse" and type(value).__name__ == "Namespace":
+        return vars(value)
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: getattr(value, name) for name in value.__dataclass_fields__}
+    if hasattr(value, "tolist") and hasattr(value, "dtype"):
+        # numpy and torch, which are not imported here; a scalar's tolist() is a number.
+        return value.tolist()
+    return None
+
+
+def _describe(value):
+    """Put a value without a form in JSON into words."""
+    import enum
+
+    if isinstance(value, (set, frozenset)):
+        return _describe_set(value)
+    if isinstance(value, enum.Enum) and value.name is not None:
+        return f"{type(value).__name__}.{value.name}"
+    if hasattr(value, "__qualname__") and hasattr(value, "__module__"):
+        # Functions, methods and classes.
+        module = value.__module__
+        return value.__qualname__ if module in (None, "builtins") else f"{module}.{value.__qualname__}"
+    try:
+        if hasattr(value, "__fspath__"):
+            return os.fsdecode(value)
+        if hasattr(value, "isoformat"):
+            return value.isoformat()
+        # Under `python -bb` str() of bytes is an error.
+        text = repr(value) if isinstance(value, (bytes, bytearray)) else str(value)
+    except Exception:
+        # Somebody's __str__ failed: its class still says something.
+        return f"<{type(value).__module__}.{type(value).__qualname__}>"
+    return _ADDRESS.sub("", text)
+
+
+def _describe_set(values):
+    """Write a set like Python does, numbers and texts in order: the order of hashes changes with each run."""
+    plain = [_convert(value, ()) for value in values]
+    numbers = sorted(value for value in plain if isinstance(value, (int, float)))
+    others = sorted(repr(value) for value in plain if not isinstance(value, (int, float)))
+    return "{%s}" % ", ".join([repr(number) for number in numbers] + others) if plain else "set()"
+
+
+# === Processes ================================================================
+# Say which process this is, where it runs, and which part of a parallel run it does.
+
+_JOB = ("SLURM_CLUSTER_NAME", "SLURM_JOB_ID", "SLURM_JOB_UID", "SLURM_RESTART_COUNT", "SLURMD_NODENAME")
+_TASK = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_STEP_ID", "SLURM_PROCID")
+_NODES = ("SLURM_JOB_NAME", "SLURM_JOB_PARTITION", "SLURM_JOB_NODELIST")
+_GPUS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "SLURM_JOB_GPUS")
+_RANKS = (
+    ("RANK", "WORLD_SIZE"),  # torchrun, or by hand
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),  # Open MPI
+    ("PMI_RANK", "PMI_SIZE"),  # MPICH and its relatives
+)
+
+
+def _read_text(path):
+    """Read a small file of the system; '' if it is not there, as on macOS."""
+    try:
+        return _read_bytes(path).decode("utf-8", "replace").strip()
+    except OSError:
+        return ""
+
+
+def _read_stat(pid):
+    """Return (state, start in clock ticks since the boot) of a process; ("", None) without /proc."""
+    # The program's name, in parentheses, may itself hold spaces and parentheses.
+    fields = _read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return (fields[0], int(fields[19])) if fields else ("", None)
+
+
+def _read_variables(names):
+    """Return the environment variables that are set, named like "slurm-job-id"; ids and counts as numbers."""
+    found = {}
+    for name in names:
+        value = os.environ.get(name)
+        if value:
+            is_number = value.isdecimal() and name.endswith(("ID", "COUNT"))
+            found[name.lower().replace("_", "-")] = int(value) if is_number else value
+    return found
+
+
+def _read_user():
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (ImportError, KeyError, OSError):
+        return None  # In containers a user may have a number and no name.
+
+
+def _describe_process():
+    """Describe this process, as plain JSON, so that no other is ever taken for it."""
+    process = {
+        "host": os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", ""),
+        # Only its beginning, because machine-id(5) asks not to show it around.
+        "machine": _read_text("/etc/machine-id")[:8],
+        "boot": _read_text("/proc/sys/kernel/random/boot_id"),
+        "pid-namespace": os.path.basename(os.path.realpath("/proc/self/ns/pid")),
+        "pid": os.getpid(),
+        "process-start": _read_stat("self")[1],
+        **_read_variables(_JOB),
+    }
+    return {key: value for key, value in process.items() if value not in ("", None)}
+
+
+def _describe_place():
+    """Describe where this process runs, for people: a white list, never the whole environment."""
+    log_file = os.path.realpath("/proc/self/fd/1")
+    place = {
+        "host": _describe_process().get("host"),
+        "user": _read_user(),
+        "python": sys.version.split()[0],
+        "platform": " ".join(os.uname()[i] for i in (0, 2, 4)) if hasattr(os, "uname") else sys.platform,
+        # An empty text counts, because it hides all of them.
+        "gpus": next((os.environ[name] for name in _GPUS if name in os.environ), None),
+        "log-file": log_file if os.path.isfile(log_file) else None,
+        **_read_variables(_JOB + _TASK + _NODES),
+    }
+    return {key: value for key, value in place.items() if value is not None}
+
+
+def _rank():
+    """Return (rank, world size, variable) if this process does one part of a run; None if it does all of it.
+
+    SLURM_PROCID does not count: the tasks of `srun -n 8` are as often eight runs as one.
+    """
+    for variable, size_variable in _RANKS:
+        rank, size = os.environ.get(variable, ""), os.environ.get(size_variable, "")
+        if rank.isdecimal() and size.isdecimal() and int(size) > 1:
+            # Where Slurm's MpiDefault is pmi2, srun sets PMI_RANK for every program, and PMI_JOBID with it.
+            is_by_srun = "PMI_JOBID" in os.environ and size == os.environ.get("SLURM_STEP_NUM_TASKS")
+            if not (variable == "PMI_RANK" and is_by_srun):
+                return int(rank), int(size), variable
+    return None
+
+
+# === Owners ===================================================================
+# Tell whether a process still runs, and let only one at a time own an experiment's folder.
+
+_OUTSIDE_CONTAINERS = "pid:[4026531836]"  # the number that Linux gives to the first pid namespace
+_SILENCE_S = 600  # an owner whom nobody can ask is given up after so long without a sign of life
+_SLURM_TIMEOUT_S = 10
+_SLURM_ANSWER_LIFE_S = 10
+
+
+def _agree(process, other, *keys):
+    return all(process.get(key) == other.get(key) for key in keys)
+
+
+def _is_running(process, scheduler=None):
+    """Tell whether a process that _describe_process() described runs: True, False, or None if nobody knows.
+
+    *scheduler* is a _Scheduler to ask about a process that can't be seen from here. False is certain.
+    A process that is stopped or frozen runs; a zombie does not.
+    """
+    here = _describe_process()
+    if _agree(process, here, "host", "boot", "pid-namespace"):
+        return _is_pid_running(process)
+    # Containers don't count: on many machines they are called localhost and have their image's machine-id.
+    is_contained = "machine" not in here or here.get("pid-namespace") != _OUTSIDE_CONTAINERS
+    if not is_contained and _agree(process, here, "host", "machine", "pid-namespace"):
+        return False  # The machine was started again since.
+    if "slurm-job-id" in here and _agree(process, here, "slurm-job-id", "slurm-cluster-name"):
+        # Slurm ends the processes of a job before it starts the job again.
+        return None if _agree(process, here, "slurm-restart-count") else False
+    return scheduler.is_job_running(process) if scheduler else None
+
+
+def _is_pid_running(process):
+    pid = process.get("pid")
+    # On Windows os.kill ends the process, whatever the signal; pids below 1 mean groups of processes.
+    if _WINDOWS or not isinstance(pid, int) or not 0 < pid < 2**31:
+        return None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # It is there, and another user's.
+    # Below `unshare --pid` /proc may still be the outer namespace's, with other processes at the same pids.
+    is_our_proc = os.path.realpath("/proc/self") == f"/proc/{os.getpid()}"
+    state, start = _read_stat(pid) if is_our_proc else ("", None)
+    return not state or (state not in "ZX" and process.get("process-start", start) == start)
+
+
+class _Scheduler:
+    """Ask Slurm about the jobs of this user: once for a whole listing, and only if a record needs it."""
+
+    def __init__(self):
+        self._cluster, self._jobs, self._valid_until = "", {}, float("-inf")
+
+    def is_job_running(self, process):
+        """Tell whether the job that *process* is part of runs: True, False, or None if Slurm can't tell."""
+        # Many sites hide the jobs of other users. What salloc starts on a login node, without a slurmd, may
+        # outlive its job.
+        if _WINDOWS or "slurmd-nodename" not in process or process.get("slurm-job-uid") != os.getuid():
+            return None
+        if time.monotonic() > self._valid_until:
+            self._cluster, self._jobs = _ask_slurm()
+            self._valid_until = time.monotonic() + _SLURM_ANSWER_LIFE_S
+        if process.get("slurm-cluster-name") != self._cluster:
+            return None  # Other clusters have the same numbers.
+        state, restarts = self._jobs.get(str(process.get("slurm-job-id")), ("GONE", 0))
+        # A COMPLETING job that is requeued counts as restarted while its old processes are still being ended.
+        has_restarted = restarts > process.get("slurm-restart-count", 0) and state != "COMPLETING"
+        if state == "GONE" or has_restarted:
+            return False
+        return True if state in ("RUNNING", "SUSPENDED") else None
+
+
+def _ask_slurm():
+    """Return the cluster's name and {job id: (state, restarts)} of this user's jobs; ("", {}) if it fails."""
+    from functools import partial
+    from subprocess import DEVNULL, SubprocessError, check_output
+
+    # These variables are defaults for options, which hide jobs or ask other clusters.
+    foreign = ("SQUEUE_", "SLURM_CLUSTERS")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    ask = partial(check_output, env=environment, stderr=DEVNULL, timeout=_SLURM_TIMEOUT_S, errors="replace")
+    # --all: also the jobs in partitions that are hidden from this user.
+    squeue = ["squeue", "--noheader", "--all", f"--user={os.getuid()}", "--Format=jobid,state,restartcnt"]
+    try:
+        cluster = re.search(r"^ClusterName *= *(\S+)", ask(["scontrol", "show", "config"]), re.MULTILINE)
+        jobs = re.findall(r"^(\d+) +(\w+) +(\d+)", ask(squeue), re.MULTILINE)
+    except (OSError, SubprocessError):
+        return "", {}
+    return cluster.group(1) if cluster else "", {job: (state, int(restarts)) for job, state, restarts in jobs}
+
+
+def _last_sign_of_life(folder):
+    """Return when an experiment's process last wrote to *folder*, in seconds since the epoch, or None."""
+    ours = r"stdout|stderr|STATUS|summary\.json|metadata\.json|\.owner-[0-9]+"
+    try:
+        with os.scandir(folder) as files:
+            times = [file.stat().st_mtime for file in files if re.fullmatch(ours, file.name)]
+    except OSError:
+        return None
+    return max(times, default=None)
+
+
+def _take_ownership(folder, process):
+    """Make *process* the one owner of the experiment in *folder*; returns the number of its attempt.
+
+    The owner of attempt 2 is whoever makes the file .owner-2, which nobody does while the process in .owner-1
+    may live: that raises RunningException. No file is ever taken away from another owner.
+    """
+    while True:
+        attempts = _count_attempts(folder)
+        owners = _read_owners(folder)
+        for owner in owners.values():
+            _check_gone(folder, owner)
+        number = 1 + max([attempts, *owners])
+        path = os.path.join(folder, f".owner-{number}")
+        if _claim_attempt(path, process):
+            # While this process slept, others may have run the experiment and removed their files.
+            if _count_attempts(folder) == attempts:
+                return number
+            _remove_file(path)
+        time.sleep(0.01)
+
+
+def _count_attempts(folder):
+    try:
+        return len(_read_json(os.path.join(folder, "metadata.json"))["attempts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def _read_owners(folder):
+    """Return {number: process} of the .owner-NUMBER files in *folder*; {} for a process in a broken file."""
+    owners = {}
+    for name in os.listdir(folder):
+        if re.fullmatch(r"\.owner-[0-9]+", name):
+            try:
+                process = dict(_read_json(os.path.join(folder, name)))
+            except FileNotFoundError:
+                continue  # Released since it was listed.
+            except (OSError, ValueError, TypeError):
+                process = {}
+            owners[int(name[len(".owner-") :])] = process
+    return owners
+
+
+def _check_gone(folder, owner):
+    """Raise RunningException if *owner* may still run the experiment in *folder*."""
+    is_running = _is_running(owner, _Scheduler())
+    if is_running is None:
+        # Clocks differ a bit, but a time far in the future is no sign of life.
+        sign = _last_sign_of_life(folder)
+        is_running = sign is None or abs(time.time() - sign) < _SILENCE_S
+        if not is_running:
+            name = f"pid {owner.get('pid')} on {owner.get('host')}"
+            _warn(f"{folder} counts as abandoned, though nobody can tell whether {name} still runs it.")
+    if is_running:
+        raise RunningException(folder, owner, owner.get("since", "an unknown time"))
+
+
+def _claim_attempt(path, process):
+    """Make the file *path*, which holds *process*; False if another process has made it."""
+    temporary = f"{path}.{_unique_name()}.tmp"
+    _write_json(temporary, {**process, "since": _local_time()})
+    try:
+        # A link never is without its content, at whatever moment this process is killed.
+        os.link(temporary, path)
+    except FileExistsError:
+        # A network file system that lost the answer and asked again says so to the winner, too.
+        return os.stat(temporary).st_nlink == 2
+    except OSError:  # This file system has no links.
+        try:
+            open(path, "x").close()
+        except FileExistsError:
+            return False
+        os.replace(temporary, path)
+    finally:
+        _remove_file(temporary)
+    return True
+
+
+def _release_ownership(folder, number):
+    """Give up attempt *number*, once its end is recorded, and what killed ones before it have left."""
+    for earlier in range(1, number + 1):
+        _remove_file(os.path.join(folder, f".owner-{earlier}"))
+
+
+# === Git ======================================================================
+# Ask git about the code that runs.
+
+# Whom git trusts, where its search upwards ends, where its own programs are, and whose name a commit gets.
+# Every other GIT_* is dropped: GIT_DIR, which hooks get, leads elsewhere; GIT_TRACE writes into what we read.
+_KEPT_VARIABLES = (
+    "GIT_CONFIG_", "GIT_CEILING_DIRECTORIES", "GIT_DISCOVERY_ACROSS_FILESYSTEM", "GIT_EXEC_PATH",
+    "GIT_AUTHOR_", "GIT_COMMITTER_",
+)  # fmt: skip
+# trace2.* in the configuration is switched off by variables only, not by -c.
+_GIT_VARIABLES = dict.fromkeys(
+    ("GIT_OPTIONAL_LOCKS", "GIT_TERMINAL_PROMPT", "GIT_TRACE2", "GIT_TRACE2_EVENT", "GIT_TRACE2_PERF"), "0"
+)
+# Hooks and the fsmonitor are programs that may refuse or hang, and signing may ask for a passphrase. Without
+# useConfigOnly git makes up a user's name. Versions of git that don't know a setting take no notice of it.
+_GIT_COMMAND = [
+    "git", "-c", f"core.hooksPath={os.devnull}", "-c", "core.fsmonitor=", "-c", "core.safecrlf=false",
+    "-c", "commit.gpgSign=false", "-c", "user.useConfigOnly=true",
+]  # fmt: skip
+
+
+def _git(arguments, directory, stdin=b""):
+    """Run a git command in *directory*; return its code, stdout (bytes) and stderr. "git said no" is fine."""
+    import subprocess
+    from types import SimpleNamespace
+
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("GIT_") or name.startswith(_KEPT_VARIABLES)
+    }
+    try:
+        # A git killed while it holds a lock leaves the lock, which blocks everyone. So not subprocess.run,
+        # which kills it at Ctrl-C, and a session of its own, for what kills our process group.
+        process = subprocess.Popen(
+            _GIT_COMMAND + arguments, cwd=directory, env=dict(kept, LC_ALL="C", **_GIT_VARIABLES),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+    except OSError as error:
+        raise GitException(
+            f"git can't be run in {directory}: {_explain(error)}.\n"
+            "Install git and put it on PATH, or pass --norecord to run without a record."
+        ) from error
+    with process:
+        stdout, stderr = process.communicate(stdin)
+    return SimpleNamespace(code=process.returncode, stdout=stdout, stderr=stderr.decode("utf-8", "replace"))
+
+
+def _ask_git(arguments, directory, stdin=b""):
+    """Run a git command that has no reason to say no; return its stdout."""
+    answer = _git(arguments, directory, stdin)
+    if answer.code:
+        raise _explain_refusal(answer, directory)
+    return answer.stdout
+
+
+def _find_reason(answer):
+    """Give the line of git's stderr that says why it refused."""
+    fatal = re.search("fatal: (.+)", answer.stderr)
+    reason = fatal.group(1) if fatal else answer.stderr.strip()
+    return reason.rstrip(".") or "no reason given"
+
+
+def _explain_refusal(answer, directory):
+    """Make the GitException that says what git's refusal means, and what to do."""
+    reason = _find_reason(answer)
+    trust = re.search(r"git config --global --add safe\.directory .+", answer.stderr)
+    if trust:
+        what = "belongs to another user, so git doesn't read it"
+        remedy = f"If you trust it, run `{trust.group()}`"
+    elif "not a git repository" in reason.lower():
+        what = f"is in no git repository ({reason})"
+        remedy = "Run `git init` there and commit the code, or name another --project-directory"
+    elif not answer.code or "work tree" in reason:
+        what = "is in a bare repository or inside .git, where no files are checked out"
+        remedy = "Name another --project-directory"
+    else:
+        what, remedy = f"is in a repository that git can't use: {reason}", "Mend it"
+    return GitException(f"{directory} {what}.\n{remedy}, or pass --norecord to run without a record.")
+
+
+def _list_parents(path):
+    """Give *path* and all directories above it, from the inside out."""
+    yield path
+    if os.path.dirname(path) != path:
+        yield from _list_parents(os.path.dirname(path))
+
+
+def _is_top(directory):
+    """Say whether *directory* looks like the top of a work tree."""
+    path = os.path.join(directory, ".git")
+    # A file in submodules and linked work trees. HEAD may be a symbolic link to a branch without a commit.
+    return os.path.isfile(path) or os.path.lexists(os.path.join(path, "HEAD"))
+
+
+def _find_top(directory):
+    """Search *directory* and above for the top of a work tree; None if only git can say."""
+    if os.environ.get("GIT_CEILING_DIRECTORIES"):
+        return None
+    for folder in _list_parents(directory):
+        if _is_top(folder):
+            config = os.path.join(folder, ".git", "config")
+            # core.worktree may put the work tree elsewhere.
+            is_plain = not os.path.isfile(config) or b"worktree" not in _read_bytes(config).lower()
+            return folder if is_plain else None
+        # git may not search across file systems; HEAD is in .git itself and in bare repositories.
+        if os.path.ismount(folder) or os.path.lexists(os.path.join(folder, "HEAD")):
+            return None
+    return None
+
+
+def _find_work_tree(project_directory):
+    """Find the top of the work tree that *project_directory* is in, by a path that keeps symbolic links."""
+    try:
+        given = os.path.abspath(project_directory)
+    except FileNotFoundError as error:
+        raise GitException("The current directory was deleted.\nChange to one that is there.") from error
+    if not os.path.isdir(given):
+        raise GitException(f"There is no directory {given}.\nName another --project-directory.")
+    top = _find_top(os.path.realpath(given))
+    if top is None:
+        answer = _git(["rev-parse", "--show-toplevel"], given)
+        if answer.code or not answer.stdout.strip():  # up to git 2.18 a bare repository is no error
+            raise _explain_refusal(answer, given)
+        top = os.path.realpath(os.fsdecode(answer.stdout[:-1]))
+    return next((folder for folder in _list_parents(given) if os.path.realpath(folder) == top), top)
+
+
+def _parse_commit(raw):
+    """Take the message out of a raw commit, exactly as it was committed."""
+    header, _, message = raw.partition(b"\n\n")
+    encoding = re.search(rb"\nencoding (\S+)", header)
+    try:
+        return message.decode(encoding.group(1).decode("ascii") if encoding else "utf-8", "surrogateescape")
+    except (LookupError, ValueError):
+        return message.decode("utf-8", "surrogateescape")
+
+
+def _parse_status(output):
+    """List the paths in the output of `git status --porcelain -z`."""
+    paths = []
+    entries = iter(output.split(b"\0"))
+    for entry in entries:
+        if entry and not entry.startswith(b"##"):  # git 1.8 obeys status.branch here
+            paths.append(entry[3:].decode("utf-8", "surrogateescape"))
+        if b"R" in entry[:2] or b"C" in entry[:2]:
+            next(entries, None)  # the name before renaming or copying
+    return paths
+
+
+def _read_state(work_tree):
+    """Read HEAD of *work_tree* (its sha and message), and the list of tracked files that differ from it."""
+    from types import SimpleNamespace
+
+    # In this order: unless HEAD has moved since it was read here, status compares with that commit.
+    first, _, raw = _ask_git(["cat-file", "--batch"], work_tree, b"HEAD\n").partition(b"\n")
+    changed = _parse_status(_ask_git(["status", "--porcelain", "-z", "-uno"], work_tree))
+    if b" commit " not in first:
+        raise GitException(
+            f"{work_tree} has no commit yet.\n"
+            "Commit the code (`git add`, `git commit`), or pass --norecord to run without a record."
+        )
+    sha, _, size = first.decode().split()
+    return SimpleNamespace(sha=sha, message=_parse_commit(raw[: int(size)])), changed
+
+
+# === Ignoring =================================================================
+# Have git ignore the experiments directory by one commit, whoever else starts now, without a lock of ours.
+#
+# HEAD moves first, by git's compare-and-swap; then the index; the file .gitignore last. So whoever finds the
+# line in the file finds HEAD moved too, and whoever finds only part of this done does the rest: the same
+# bytes in the same places, however many do it.
+
+_IGNORE_FILE = ".gitignore"
+_IGNORE_MESSAGE = "Added experiments directory to .gitignore"
+_LOCK_PATIENCE_S = 10  # how long another git process may hold a lock
+_NOBODY = ["-c", "user.name=meticulous", "-c", "user.email=meticulous@localhost"]
+
+
+def _find_ignorable_path(work_tree, directory):
+    """Give *directory*, a symbolic link where it is, relative to *work_tree*; None if it is outside."""
+    parent, target = os.path.realpath(os.path.dirname(directory)), os.path.realpath(directory)
+    top = next(filter(_is_top, _list_parents(parent)), None)
+    path = os.path.join(parent, os.path.basename(directory))
+    if target == os.path.realpath(work_tree):
+        problem = "is the whole work tree"
+    elif top is None:
+        return None
+    elif ".git" in os.path.relpath(target, top).split(os.sep):
+        problem = "is inside .git"
+    elif not os.path.samefile(top, work_tree):  # in a submodule or another repository
+        return None
+    elif "\n" in path or path.endswith("\r"):
+        problem = "has a name that no line of .gitignore can say"
+    else:
+        return os.path.relpath(path, top).replace(os.sep, "/")
+    raise GitException(f"{directory!r} {problem}.\nName another --experiments-directory.")
+
+
+def _escape_pattern(path):
+    """Turn *path* into a line of .gitignore: itself, but for what means something else there."""
+    return re.sub(r"[*?\[\\]|^[#!]| (?= *$)", r"\\\g<0>", path)
+
+
+def _has_line(content, line, is_link=True):
+    """Say whether .gitignore's *content* has *line*, maybe with slashes around it that change nothing."""
+    end = b"" if is_link else b"/?"  # a slash at the end means directories only, and a link is none to git
+    pattern = rb"(?m)^(?:\xef\xbb\xbf)?/?" + re.escape(os.fsencode(line)) + end + rb"\r?$"
+    return re.search(pattern, content) is not None
+
+
+def _add_line(content, line):
+    """Put *line* at the end of .gitignore's *content*, with the line end that is used there."""
+    end = b"\r\n" if b"\r\n" in content else b"\n"
+    return content + (end if content and not content.endswith(b"\n") else b"") + os.fsencode(line) + end
+
+
+def _is_ignored(work_tree, path):
+    """Say whether any rule makes git ignore the directory *path*, or its line is in .gitignore already."""
+    file = os.path.join(work_tree, _IGNORE_FILE)
+    is_link = os.path.islink(os.path.join(work_tree, path))
+    # check-ignore costs a process, and says no while a file below is tracked. git follows no link here.
+    content = _read_bytes(file) if os.path.isfile(file) and not os.path.islink(file) else b""
+    if _has_line(content, _escape_pattern(path), is_link):
+        return True
+    # A pattern with a slash at its end matches what is not there yet only if asked with one, and a link only
+    # can be asked without. ./ because a name may begin with a colon, which is magic.
+    answer = _git(["check-ignore", f"./{path}" if is_link else f"./{path}/"], work_tree)
+    if answer.code > 1:
+        raise _explain_refusal(answer, work_tree)
+    return bool(answer.stdout)
+
+
+def _read_writable(path):
+    """Read the file *path*, b"" if there is none; OSError if it could not be written."""
+    if os.path.islink(path):
+        raise OSError("it is a symbolic link")
+    if not os.path.exists(path) and os.access(os.path.dirname(path), os.W_OK):
+        return b""
+    with open(path, "r+b") as file:
+        return file.read()
+
+
+def _hash_file(work_tree, content):
+    """Store *content* as git stores .gitignore, by its settings for line ends; give the name of the blob."""
+    command = ["hash-object", "-w", "--path", _IGNORE_FILE, "--stdin"]
+    return _ask_git(command, work_tree, content).decode().strip()
+
+
+def _find_blob(work_tree, revision):
+    """Give the name of the blob that is .gitignore in *revision* ("" is the index); "" if there is none."""
+    answer = _git(["rev-parse", "-q", "--verify", f"{revision}:{_IGNORE_FILE}"], work_tree)
+    return answer.stdout.decode().strip()
+
+
+def _has_moved(work_tree, head):
+    return _ask_git(["rev-parse", "HEAD"], work_tree).decode().strip() != head.sha
+
+
+def _create_commit(work_tree, head, content):
+    """Make a commit that differs from *head* in .gitignore only; nothing refers to it yet."""
+    listing = _ask_git(["ls-tree", "-z", head.sha], work_tree)
+    ours = re.compile(rb"(?:^|(?<=\0))(\d+) blob \w+\t\.gitignore\0")
+    found = ours.search(listing)
+    mode = found.group(1) if found else b"100644"
+    entry = b"%s blob %s\t.gitignore\0" % (mode, _hash_file(work_tree, content).encode())
+    tree = _ask_git(["mktree", "-z", "--missing"], work_tree, ours.sub(b"", listing) + entry)
+    command = ["commit-tree", tree.decode().strip(), "-p", head.sha, "-m", _IGNORE_MESSAGE]
+    answer = _git(command, work_tree)
+    if answer.code:  # no user name is configured
+        answer = _git(_NOBODY + command, work_tree)
+    if answer.code:
+        raise _explain_refusal(answer, work_tree)
+    return answer.stdout.decode().strip()
+
+
+def _run_when_unlocked(arguments, work_tree, stdin=b"", lock=""):
+    """Run a git command once neither its own lock nor the file *lock* is in the way; OSError if one stays."""
+    end = time.monotonic() + _LOCK_PATIENCE_S
+    while os.path.lexists(lock) and time.monotonic() < end:
+        time.sleep(0.05)
+    if os.path.lexists(lock):
+        raise OSError(f"{lock} is in the way (remove it if no git runs)")
+    answer = _git(arguments, work_tree, stdin)
+    while "File exists" in answer.stderr and time.monotonic() < end:
+        time.sleep(0.05)
+        answer = _git(arguments, work_tree, stdin)
+    if answer.code:
+        raise OSError(_find_reason(answer))
+
+
+def _update_files(work_tree, sha, content):
+    """Bring index and file to the commit *sha*, which has *content* as .gitignore."""
+    path = os.path.join(work_tree, _IGNORE_FILE)
+    entry = _ask_git(["ls-tree", "-z", sha, "--", _IGNORE_FILE], work_tree)
+    try:
+        _run_when_unlocked(["update-index", "-z", "--index-info"], work_tree, entry)
+        # In place, which keeps owner, mode and links. Only what is missing, and at its place: no matter how
+        # many do it at once.
+        with open(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b") as file:
+            there = file.read()
+            if content.startswith(there):
+                file.seek(len(there))
+                file.write(content[len(there) :])
+    except OSError as error:
+        raise GitException(
+            f"{_IGNORE_FILE} is committed in {work_tree}, but not yet updated there: {_explain(error)}.\n"
+            "Remove what is in the way; the next start does the rest."
+        ) from error
+
+
+def _commit_line(work_tree, head, line):
+    """Commit *line* at the end of .gitignore on top of *head*; do nothing if another start is faster."""
+    path = os.path.join(work_tree, _IGNORE_FILE)
+    try:
+        content = _read_writable(path)
+        if _has_line(content, line):
+            return
+        committed = _find_blob(work_tree, head.sha)
+        if committed and committed != _hash_file(work_tree, content):
+            raise OSError("git is told to overlook its changes (sparse, assume-unchanged)")
+        content = _add_line(content, line)
+        sha = _create_commit(work_tree, head, content)
+        # A lock of the index would stop us half-way, between HEAD and the index.
+        directory = os.fsdecode(_ask_git(["rev-parse", "--git-dir"], work_tree)[:-1])
+        lock = os.path.join(work_tree, directory, "index.lock")
+        _run_when_unlocked(["update-ref", "-m", _IGNORE_MESSAGE, "HEAD", sha, head.sha], work_tree, lock=lock)
+    except (OSError, GitException) as error:
+        if _has_moved(work_tree, head):
+            return
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise GitException(
+            f"{path} should name the experiments directory, but that can't be committed: {reason}.\n"
+            f"Add this line to it and commit it, add it to .git/info/exclude, or pass --norecord: {line}"
+        ) from error
+    _update_files(work_tree, sha, content)
+    _warn(f"committed the line {line} to {path} ({sha[:7]}).")
+
+
+def _finish_commit(work_tree, head):
+    """Do the rest of a commit of ours; False if it is the user's change that makes .gitignore differ."""
+    if head.message.strip() != _IGNORE_MESSAGE:
+        return False
+    committed, before, staged = (_find_blob(work_tree, name) for name in (head.sha, head.sha + "^", ""))
+    try:
+        content = _read_writable(os.path.join(work_tree, _IGNORE_FILE))
+    except OSError:
+        return False
+    if _hash_file(work_tree, content) != committed:
+        lines = _git(["cat-file", "blob", committed], work_tree).stdout.rstrip(b"\r\n")
+        content = _add_line(content, os.fsdecode(lines.rpartition(b"\n")[2]))
+    elif staged == committed:
+        return not _read_state(work_tree)[1]  # another start was faster; or it's the file's mode
+    if staged not in (before, committed) or _hash_file(work_tree, content) != committed:
+        return False
+    _update_files(work_tree, head.sha, content)
+    return True
+
+
+def _prepare_repository(work_tree, experiments_directory, make_directory):
+    """Check that *work_tree* is clean, make the experiments directory, have git ignore it; return HEAD."""
+    path = _find_ignorable_path(work_tree, experiments_directory)
+    while True:
+        # Asked before HEAD is read, so that the commit is in HEAD if the line is in the file.
+        is_ignored = path is None or _is_ignored(work_tree, path)
+        head, changed = _read_state(work_tree)
+        # HEAD is asked for last: what the next commit brings is no change of the user's.
+        if changed == [_IGNORE_FILE] and (_finish_commit(work_tree, head) or _has_moved(work_tree, head)):
+            continue
+        if changed:
+            raise DirtyRepoException(changed, head.sha, work_tree)
+        make_directory()  # before the commit, and once more after it, which changes nothing
+        if is_ignored:
+            return head
+        _commit_line(work_tree, head, _escape_pattern(path))
+
+
+# === Arguments ================================================================
+# Take the experiment's arguments and defaults out of an argparse parser, which parses only once.
+
+_GROUP = "meticulous"
+
+
+def _add_argument_group(parser, defaults):
+    """Add the options for Experiment's own arguments; *defaults* maps their names to default values."""
+    helps = {
+        "project_directory": "a directory in the git work tree whose commit is recorded (default: this one)",
+        "experiments_directory": "where the experiments' folders are, relative to the project directory",
+        "experiment_id": "the experiment to start, or to resume if it is there (default: the next number)",
+        "description": "what this run is for, in words",
+        "norecord": "run without recording anything",
+    }
+    options = {name: "--" + name.replace("_", "-") for name in helps}
+    taken = [option for option in options.values() if option in parser._option_string_actions]
+    if taken:
+        raise InvalidArgsException(
+            f"The parser has an option {taken[0]} of its own, which Experiment.add_argument_group adds too.\n"
+            "Rename yours, or leave the group out and pass Experiment's arguments to from_parser as keywords."
+        )
+    group = parser.add_argument_group(_GROUP, "how this run is recorded")
+    for name, option in options.items():
+        if name == "norecord":
+            group.add_argument(option, action="store_true", default=defaults[name], help=helps[name])
+        else:
+            group.add_argument(option, default=defaults[name], help=helps[name])
+
+
+def _active_parsers(parser, values):
+    """List *parser* and the parsers of the sub-commands that parsing went into."""
+    import argparse
+
+    active = [parser]
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for subparser in _chosen_parsers(action, values):
+                active += _active_parsers(subparser, values)
+    return active
+
+
+def _split_arguments(parser, namespace):
+    """Split what was parsed into the experiment's arguments and Experiment's own."""
+    values = dict(vars(namespace))
+    groups = [group for active in _active_parsers(parser, values) for group in active._action_groups]
+    names = [action.dest for group in groups if group.title == _GROUP for action in group._group_actions]
+    own = {name: values.pop(name) for name in names if name in values}
+    return values, own
+
+
+def _find_defaults(parser, values):
+    """List the defaults of all options of *parser*, and of the sub-commands chosen in *values*.
+
+    Read off the parser's actions: parsing again would run the user's types twice, and miss required options.
+    """
+    import argparse
+
+    defaults = {}
+    for active in _active_parsers(parser, values):
+        found: "Dict[str, Any]" = {}
+        for action in active._actions:
+            if action.option_strings and action.default is not argparse.SUPPRESS:
+                # As in parsing, the first of several options with one destination gives the default.
+                found.setdefault(action.dest, _convert_default(action))
+        positionals = {action.dest for action in active._actions if not action.option_strings}
+        for name, value in active._defaults.items():
+            if name not in positionals:
+                found.setdefault(name, value)
+        defaults.update(found)
+    return defaults
+
+
+def _chosen_parsers(action, values):
+    """List the one parser of a sub-command action that parsing went into, if any."""
+    import argparse
+
+    if action.dest is not argparse.SUPPRESS:
+        name = values.get(action.dest)
+        return [action.choices[name]] if isinstance(name, str) and name in action.choices else []
+    # Without a destination parsing doesn't tell the name; all arguments of the chosen one are there.
+    fitting = [
+        subparser
+        for subparser in action.choices.values()
+        if all(part.dest in values for part in subparser._actions if part.default is not argparse.SUPPRESS)
+    ]
+    return fitting[:1]
+
+
+def _convert_default(action):
+    """Return the default as argparse would: a text goes through `type`, if that does nothing but convert."""
+    kind, default = action.type, action.default
+    pathlib = sys.modules.get("pathlib")
+    plains = (int, float, complex, bool, str)
+    is_path = pathlib is not None and isinstance(kind, type) and issubclass(kind, pathlib.PurePath)
+    if not isinstance(default, str) or not (is_path or any(kind is plain for plain in plains)):
+        return default
+    try:
+        return kind(default)
+    except ValueError:
+        return default
+
+
+# === Output files =============================================================
+# Collect what was printed, and append it to the files of the experiments, whatever their disk does.
+
+_APPEND = os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0)
+_BAR_INTERVAL_S = 10.0  # how often a file shows a progress bar that is still running
+_UNSAVED_LIMIT = 1 << 20  # bytes kept while they can't be written; of the rest there is only this:
+_GAP = b"\n[meticulous: output is missing here]\n"
+
+# A line is written when it ends, and uses up time. Who uses it faster than it goes by is a flood, which is
+# written in intervals; what was not used is saved up for a traceback or the report of an epoch.
+_LINE_S = 0.0001
+_SAVED_UP_S = 0.04
+_FLOOD_INTERVAL_S = 0.01
+_WRITES_PENDING = 1000  # so many are written even if no line ended
+
+# What a carriage return overwrote in a line. "\r\n" ends a line, and after "50%\r" the screen shows 50%.
+_OVERWRITTEN = re.compile(rb"^.*\r(?=[^\r\n])", re.MULTILINE)
+
+_output_lock: "Any" = None  # made for the first experiment; reentrant, because a signal handler may print
+
+
+class _OutputFile:
+    """A file that output is appended to: `add` bytes, `save` them; `close`. Only the constructor fails.
+
+    *faults* is a list that the files of one experiment share, so that a full disk is reported once.
+    """
+
+    def __init__(self, path, faults):
+        self.path = path
+        self.faults = faults
+        self.descriptor = os.open(path, _APPEND | os.O_CREAT, 0o666)
+        self.identity = _identify(self.descriptor)
+        self.bar = b""  # the last line while it is a progress bar, whose next state may overwrite it
+        self.bar_since = 0.0
+        self.in_line = False  # did what was added end in the middle of a line?
+        self.unsaved = bytearray()
+
+    def add(self, data):
+        """Take bytes to be saved, but hold back a progress bar until it is complete or was long unseen."""
+        if self.bar or b"\r" in data:
+            data = self._hold_bar(self.bar + data)
+        self._add_lines(data)
+
+    def _hold_bar(self, data):
+        now = time.monotonic()
+        if not self.bar:
+            self.bar_since = now
+        start = data.rfind(b"\n") + 1
+        if b"\r" not in data[start:] or now - self.bar_since >= _BAR_INTERVAL_S:
+            start = len(data)
+        self.bar = _OVERWRITTEN.sub(b"\r", data[start:])
+        return data[:start]
+
+    def _add_lines(self, data):
+        if b"\r" in data:
+            # What the file already has of this line can't be taken back, so "\r" overwrites it there as well.
+            return_first = b"\r" if self.in_line and _OVERWRITTEN.match(data) else b""
+            data = return_first + _OVERWRITTEN.sub(b"", data)
+        if data:
+            self.in_line = not data.endswith(b"\n")
+            self.unsaved += data
+
+    def save(self):
+        """Write what was added. What can't be written now is kept for a later call, up to a limit."""
+        try:
+            while self.unsaved:
+                self._check_descriptor()
+                self._write()
+        except OSError as error:
+            if error.errno is None:
+                raise  # not the system's: a signal handler raised TimeoutError, which is the program's own
+            if len(self.unsaved) > _UNSAVED_LIMIT:
+                self.unsaved[_UNSAVED_LIMIT:] = _GAP
+            if not self.faults:
+                self.faults.append(error)
+                _warn(f"output is no longer recorded in {self.path!r}: {error.strerror}")
+
+    def _write(self):
+        # Taken before it is written: a signal handler runs right after os.write, and if it raises or ends
+        # the process, the same text must not be written again.
+        data, self.unsaved = self.unsaved, bytearray()
+        try:
+            written = os.write(self.descriptor, data)
+        except OSError:
+            self.unsaved = data
+            raise
+        self.unsaved = data[written:]
+
+    def _check_descriptor(self):
+        """Open the file again if the program has closed all descriptors; fail if the file is gone.
+
+        Without this we would write into a file of the program's that got our number since, or into the
+        record of a later experiment that got our id.
+        """
+        if _identify(self.descriptor) != self.identity:
+            if _identify(self.path) != self.identity:
+                raise OSError(errno.ESTALE, "another file is in its place")
+            self.descriptor = os.open(self.path, _APPEND)
+
+    def close(self):
+        """Save what was added and close the file."""
+        self._add_lines(self.bar)
+        self.save()
+        if _identify(self.descriptor) == self.identity:
+            os.close(self.descriptor)
+
+
+def _identify(file):
+    """Tell which file a path or descriptor leads to, and if it is in a folder still; None if it is closed."""
+    try:
+        status = os.stat(file)
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
+        return None
+    return status.st_dev, status.st_ino, status.st_nlink > 0
+
+
+class _Recorder:
+    """What went through a tee and is in no file yet, and the files of the experiments that run."""
+
+    def __init__(self):
+        self.files = []
+        self.pending = []  # str, and the bytes that were written to .buffer
+        self.is_flushing = False
+        self.due = 0.0  # when the next line is to be written
+        self.used_until = 0.0
+
+    def wrap_write(self, write_below):
+        """Return a `write` for text that also records."""
+        # print calls it twice: a method, or a search for the newline each time, would cost a fifth more.
+        files, append, monotonic = self.files, self.pending.append, time.monotonic
+
+        def write(text):
+            count = write_below(text)
+            if files:
+                append(text)
+                if monotonic() >= self.due:
+                    self.flush_line(str(text))
+            return count
+
+        return write
+
+    def wrap_write_bytes(self, write_below):
+        """Return a `write` for bytes that also records; a raw stream may take only a part of them."""
+
+        def write(data):
+            count = write_below(data)
+            if self.files:
+                self.pending.append(bytes(data)[:count])
+                if time.monotonic() >= self.due:
+                    self.flush()
+            return count
+
+        return write
+
+    def flush_line(self, text):
+        """Flush if *text* ended a line or moved a progress bar, or much has come without."""
+        if "\n" in text or "\r" in text or len(self.pending) >= _WRITES_PENDING:
+            self.flush()
+
+    def flush(self, is_closing=False):
+        """Write what is pending."""
+        with _output_lock:
+            # We may be in a signal handler that interrupted this very function in this thread. What it
+            # printed is written below when it returns; but if it ends the experiment, that is too late.
+            if self.is_flushing and not is_closing:
+                return
+            self.is_flushing = True
+            try:
+                while self.pending:
+                    self._save_pending()
+            finally:
+                self.is_flushing = False
+
+    def _save_pending(self):
+        parts = self.pending[:]
+        data = _to_bytes(parts)
+        del self.pending[: len(parts)]  # not sooner: the above is long enough for a signal that ends us
+        files = self.files[:]
+        for file in files:
+            file.add(data)
+        for file in files:
+            file.save()
+        self._set_pace(max(1, min(len(parts), data.count(b"\n"))))
+
+    def _set_pace(self, lines):
+        """Decide when the next line is to be written."""
+        now = time.monotonic()
+        # Not more for what a flood has left, so that a traceback soon after it finds something saved up.
+        used = min(lines * _LINE_S, _SAVED_UP_S / 2)
+        self.used_until = min(max(self.used_until, now - _SAVED_UP_S) + used, now + _LINE_S)
+        self.due = now + _FLOOD_INTERVAL_S if self.used_until > now else 0.0
+
+
+def _to_bytes(parts):
+    try:
+        return "".join(parts).encode("utf-8", "backslashreplace")
+    except TypeError:  # there are bytes among them
+        return b"".join(
+            part if isinstance(part, bytes) else str(part).encode("utf-8", "backslashreplace")
+            for part in parts
+        )
+
+
+# === Output ===================================================================
+# Record what is written to sys.stdout and sys.stderr, so that whoever prints does not notice.
+#
+#     print -> _Tee.write -> the stream below, at once
+#                         -> _Recorder.pending -> when a line ends -> _OutputFile of each experiment
+
+_recorders: "List[Any]" = []  # one for each file of an experiment that runs
+
+
+class _Tee:
+    """A stream that records what is written to it. In all else it is the stream below."""
+
+    __slots__ = ("write", "buffer", "_stream", "_recorder", "__weakref__")
+
+    def __init__(self, stream, recorder, wrap_write):
+        self._stream = stream
+        self._recorder = recorder
+        self.write = wrap_write(stream.write)
+
+    def __getattr__(self, name):
+        value = getattr(self._stream, name)
+        if name == "buffer":  # asked for the first time: the slot is still empty
+            value = self.buffer = _Tee(value, self._recorder, self._recorder.wrap_write_bytes)
+        return value
+
+    def __setattr__(self, name, value):
+        if name in _Tee.__slots__:
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self._stream, name, value)
+
+    def __delattr__(self, name):
+        delattr(self._stream, name)
+
+    @property  # type: ignore[misc]
+    def __class__(self):  # isinstance(sys.stdout, io.TextIOWrapper) says what it said before
+        return type(self._stream)
+
+    def __reduce_ex__(self, protocol):
+        return self._stream.__reduce_ex__(protocol)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        return self._stream.__exit__(*exc_info)
+
+    def writelines(self, lines):
+        for line in lines:
+            self.write(line)
+
+    def flush(self):
+        self._recorder.flush()
+        return self._stream.flush()
+
+    def detach(self):
+        return _Tee(self._stream.detach(), self._recorder, self._recorder.wrap_write_bytes)
+
+
+class _Capture:
+    """The recording of one experiment's output, from now until `close`.
+
+    stdout, stderr: streams that record and go on working after `close`; None where there was none.
+    Raises OSError if the files can't be opened.
+    """
+
+    def __init__(self, folder):
+        faults: "List[OSError]" = []
+        self._files = {name: _OutputFile(os.path.join(folder, name), faults) for name in ("stdout", "stderr")}
+        _make_lock()
+        with _output_lock:
+            self.stdout, self.stderr = [_start_recording(name, file) for name, file in self._files.items()]
+
+    def record(self, name, data):
+        """Record *data*, bytes that a child wrote to its "stdout" or "stderr"."""
+        file = self._files[name]
+        file.add(data)
+        file.save()
+
+    def close(self):
+        """End this recording, and give the streams back if it was the last. Again: nothing."""
+        with _output_lock:
+            files, self._files = self._files, {}
+            for name, file in files.items():
+                tee = getattr(self, name)
+                if tee is not None:
+                    _stop_recording(name, file, tee)
+                file.close()
+
+
+def _start_recording(name, file):
+    """Have what is written to sys.stdout or sys.stderr recorded in *file*; returns the tee that does it."""
+    tee = getattr(sys, name)
+    if tee is None:  # pythonw, a daemon
+        return None
+    if type(tee) is not _Tee:
+        recorder = _Recorder()
+        tee = _Tee(tee, recorder, recorder.wrap_write)
+        setattr(sys, name, tee)
+    tee._recorder.flush()
+    tee._recorder.files.append(file)
+    _recorders.append(tee._recorder)
+    return tee
+
+
+def _stop_recording(name, file, tee):
+    tee._recorder.flush(is_closing=True)
+    tee._recorder.files.remove(file)
+    _recorders.remove(tee._recorder)
+    # If another tool has put its own stream there, ours may be below it: then it only passes on.
+    if not tee._recorder.files and getattr(sys, name) is tee:
+        setattr(sys, name, tee._stream)
+
+
+def _make_lock():
+    """Make the lock, and see to it that parent and child do not both write what was printed before a fork."""
+    global _output_lock
+    from threading import RLock
+
+    if _output_lock is not None:
+        return
+    lock = _output_lock = RLock()
+
+    def prepare():
+        lock.acquire()  # else the child could inherit it from a thread that it does not have
+        for recorder in _recorders:
+            recorder.flush()
+
+    def forget():
+        for recorder in _recorders:
+            del recorder.pending[:]
+            for file in recorder.files:
+                file.bar, file.unsaved = b"", bytearray()
+        lock.release()
+
+    def fork():
+        child = None
+        prepare()
+        try:
+            child = original_fork()
+            return child
+        finally:
+            (forget if child == 0 else lock.release)()
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=prepare, after_in_parent=lock.release, after_in_child=forget)
+    elif hasattr(os, "fork"):  # Python 3.6
+        original_fork, os.fork = os.fork, fork
+
+
+# === Exit codes ===============================================================
+# Find out, when the process ends, how its main module ended.
+#
+# sys.exit(), exit(), quit()    Python asks a SystemExit for its code when nobody has caught it
+# an exception                  sys.last_traceback goes through the main module
+# the end of the script         the main module stopped at a RETURN instruction
+
+_TOOL = 4  # of sys.monitoring; 0, 1, 2 and 5 are for debuggers, coverage, profilers and optimizers
+
+_main_frame: "Any" = None
+_exit_wrappers: "Dict[Any, Any]" = {}  # (owner, name) -> our function there
+_asked_codes: "List[Any]" = []  # the exit code, once Python has asked for it
+_called_exits: "List[Any]" = []  # (offset, exit code) of the latest exit that the main module itself called
+
+
+class _Exit(SystemExit):
+    """A SystemExit that notices when Python itself asks for its code, because it ends the process."""
+
+    def __getattribute__(self, name):
+        value = super().__getattribute__(name)
+        if name == "code" and sys._getframe().f_back is None:
+            _asked_codes.append(value)
+        return value
+
+    def __reduce__(self):
+        return SystemExit, self.args
+
+
+_Exit.__name__ = _Exit.__qualname__ = "SystemExit"
+_Exit.__module__ = "builtins"
+
+
+def _wrap_exit(owner, name):
+    """Have the function *owner*.*name* raise an _Exit where it raises a SystemExit."""
+    import functools
+
+    exit = getattr(owner, name)
+    if exit is _exit_wrappers.get((owner, name)):
+        return
+
+    @functools.wraps(exit)
+    def exit_noticed(*args, **kwargs):
+        try:
+            return exit(*args, **kwargs)
+        except SystemExit as error:
+            # A thread ends without a traceback only if the type *is* SystemExit.
+            if type(error) is not SystemExit or not _in_main_thread():
+                raise
+            codes = error.args
+        raise _Exit(*codes)  # not above, where the other one would be its __context__
+
+    _exit_wrappers[owner, name] = exit_noticed
+    setattr(owner, name, exit_noticed)
+
+
+def _unwrap_exit(owner, name):
+    wrapper = _exit_wrappers.pop((owner, name), None)
+    if wrapper is not None and getattr(owner, name) is wrapper:
+        setattr(owner, name, wrapper.__wrapped__)
+
+
+def _in_main_thread():
+    import threading
+
+    return threading.get_ident() == threading.main_thread().ident
+
+
+def _is_multiprocessing_child():
+    process = sys.modules.get("multiprocessing.process")
+    return process is not None and process.current_process()._parent_pid is not None
+
+
+def _find_main_frame():
+    """Find the frame whose end is the program's: the main module's, or the outermost; None without any."""
+    import threading
+
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    frames: "List[Any]" = []
+    while frame is not None:
+        frames.insert(0, frame)
+        frame = frame.f_back
+    if _is_multiprocessing_child():
+        mains = [frame for frame in frames[::-1] if frame.f_code.co_name == "_bootstrap"]
+    else:
+        mains = [frame for frame in frames if frame.f_globals.get("__name__") == "__main__"]
+    return next(iter(mains + frames), None)
+
+
+def _notice_calls(code, undo):
+    """From Python 3.12 on, notice the exit codes that *code* itself makes: `raise SystemExit(main())`."""
+    monitoring = getattr(sys, "monitoring", None)
+    if monitoring is None or monitoring.get_tool(_TOOL) is not None:
+        return
+    # The second is what `from sys import exit` gave to a script that imported this file later.
+    exits = (SystemExit, getattr(sys.exit, "__wrapped__", None))
+
+    def notice_call(code, offset, function, argument):
+        if not any(function is exit for exit in exits):
+            return monitoring.DISABLE  # at this place; so a loop costs nothing
+        _called_exits[:] = [(offset, None if argument is monitoring.MISSING else argument)]
+
+    events = monitoring.events
+    monitoring.use_tool_id(_TOOL, "meticulous")
+    undo.callback(monitoring.free_tool_id, _TOOL)
+    monitoring.register_callback(_TOOL, events.CALL, notice_call)
+    undo.callback(monitoring.register_callback, _TOOL, events.CALL, None)
+    monitoring.set_local_events(_TOOL, code, events.CALL)
+    undo.callback(monitoring.set_local_events, _TOOL, code, events.NO_EVENTS)
+
+
+def _has_returned(frame):
+    """Say whether the code of *frame* ran to its end; it did not if an exception or a SystemExit left it."""
+    import opcode
+
+    return frame.f_lasti >= 0 and opcode.opname[frame.f_code.co_code[frame.f_lasti]].startswith("RETURN_")
+
+
+def _goes_through(tb, frame):
+    while tb is not None and tb.tb_frame is not frame:
+        tb = tb.tb_next
+    return tb is not None
+
+
+def _find_called_exit(frame):
+    """List the exit code, if what *frame* did last was to call an exit, or to raise one it had just made."""
+    # 8 bytes on are the call and its cache, from Python 3.12 on. SystemExit(0, 1) has a code of its own.
+    arguments = frame.f_code.co_code[1:]
+    return [code for at, code in _called_exits if frame.f_lasti - at in (0, 8) and arguments[at] < 2]
+
+
+def _exit_text(code):
+    if code is None or (isinstance(code, int) and code == 0):
+        return "SUCCESS"
+    return f"ERROR\nsys.exit({' '.join(repr(code).splitlines())})"
+
+
+def _format_exception(exc_type, exc, tb):
+    traceback = sys.modules.get("traceback")
+    if traceback is not None:
+        return "".join(traceback.format_exception(exc_type, exc, tb))
+    # Its import takes as long as ours, and may fail at the end, when no file descriptor is left. Up to Python
+    # 3.12 the hook does without it, from 3.13 on it has been imported when an exception gets here.
+    import io
+
+    stderr, sys.stderr = sys.stderr, io.StringIO()
+    try:
+        sys.__excepthook__(exc_type, exc, tb)
+        return sys.stderr.getvalue()
+    finally:
+        sys.stderr = stderr
+
+
+def _exception_text(exc_type, exc, tb):
+    """Give the STATUS for an exception: the traceback as Python prints it, type and message the last line."""
+    text = _format_exception(exc_type, exc, tb).rstrip("\n")
+    name = exc_type.__qualname__
+    if exc_type.__module__ not in ("builtins", "__main__"):
+        name = f"{exc_type.__module__}.{name}"
+    if not text.rpartition("\n")[2].startswith(name):
+        # The last line was of a longer message, a note, or the frame around an exception group.
+        text += "\n" + " ".join(f"{name}: {_describe(exc)}".splitlines())
+    return f"ERROR\n{text}"
+
+
+def _describe_ending():
+    """Say how the main module ended, as the text of STATUS."""
+    if _asked_codes:
+        return _exit_text(_asked_codes[-1])
+    if _main_frame is None:
+        return "ERROR\nPython ran inside another program, which does not show how it ended: call finish()."
+    if _has_returned(_main_frame):
+        return "SUCCESS"
+    # Python sets it before it calls the excepthook. Others (pytest, IPython) set it too, but to one that
+    # begins where they caught the exception, deeper than the main module.
+    tb = getattr(sys, "last_traceback", None)
+    if _goes_through(tb, _main_frame):
+        return _exception_text(sys.last_type, sys.last_value, tb)
+    for code in _find_called_exit(_main_frame):
+        return _exit_text(code)
+    place = f"{_main_frame.f_code.co_filename}:{_main_frame.f_lineno}"
+    return f"ERROR\nA SystemExit left {place}, and its code could not be seen: write sys.exit(code) instead."
+
+
+def _describe_child_ending():
+    """Say how a child of multiprocessing ended, as the text of STATUS."""
+    exc_type, exc, tb = sys.exc_info()  # before Python 3.13 this is called in a `finally`
+    if isinstance(exc, SystemExit):
+        return _exit_text(exc.code)
+    if exc is not None:
+        return _exception_text(exc_type, exc, tb)
+    code = _main_frame.f_locals.get("exitcode", 0)
+    if code == 1:
+        return "ERROR\nThe child process ended with exit code 1; what it showed is in stderr."
+    return _exit_text(code)
+
+
+# === Ending ===================================================================
+# Have the experiments that are still open record how the process ends.
+#
+# exits, exceptions             an atexit handler: the threads that Python waits for have ended then, and the
+#                               excepthook, which stays the user's, has shown its traceback
+# SIGTERM, SIGHUP               a handler, where the action was the default one
+# SIGTERM inside a long C call  faulthandler writes the stacks to .signals, for the reader
+# SIGKILL, os._exit(), exec     nothing of ours runs; the reader finds that the process is gone
+
+_STACKS_FILE = ".signals"
+
+_watched: "List[Any]" = []  # the open experiments, the latest last
+_watching_process: "Optional[int]" = None
+_hooks: "Any" = None  # an ExitStack that takes every hook away again, while anything is watched
+_signal_holds: "List[Any]" = []
+_held_signals: "List[int]" = []
+
+
+class _SignalHold:
+    """Have SIGTERM and SIGHUP wait for the end of a block, so that it is not left half done."""
+
+    def __enter__(self):
+        _signal_holds.append(self)
+
+    def __exit__(self, exc_type, exc, tb):
+        _signal_holds.remove(self)
+        while _held_signals and not _signal_holds:
+            os.kill(os.getpid(), _held_signals.pop())
+
+
+def _end_watched(describe):
+    """End every open experiment of this process, the latest first, with the status that *describe* gives."""
+    try:
+        status = describe()
+    except Exception as error:
+        status = f"ERROR\nHow the program ended could not be found out: {error!r}"
+    with _SignalHold():
+        for experiment in reversed(_watched[:]):
+            if experiment._process_id == os.getpid():
+                experiment._end(status)
+
+
+def _die_of(signum, frame):
+    """Record that a signal kills the process, and let it."""
+    import faulthandler
+    import signal
+
+    if hasattr(faulthandler, "unregister"):
+        faulthandler.unregister(signum)  # the first stacks are the ones that tell
+    if _signal_holds:
+        _held_signals.append(signum)
+        return
+    _end_watched(lambda: f"ERROR\nkilled by {signal.Signals(signum).name} at {_local_time()}")
+    if os.getpid() != _watching_process:
+        _forget_parent()  # a forked child, on Python 3.6
+    signal.signal(signum, signal.SIG_DFL)
+    os.kill(os.getpid(), signum)
+
+
+def _has_default_action(signum):
+    import signal
+
+    handler = signal.getsignal(signum)
+    if handler is not signal.SIG_DFL:
+        return handler is _die_of  # left from before, because the last finish() was in a thread
+    try:
+        with open("/proc/self/status", "rb") as file:
+            caught = re.search(rb"^SigCgt:\s*(\w+)", file.read(), re.MULTILINE)
+    except OSError:
+        return True
+    # signal.getsignal() does not know of handlers of C, for example of a user's faulthandler.register().
+    return caught is None or not int(caught.group(1), 16) >> (signum - 1) & 1
+
+
+def _set_signals(folder, undo):
+    import signal
+
+    signums = [signum for signum in (signal.SIGTERM, signal.SIGHUP) if _has_default_action(signum)]
+    for signum in signums:
+        try:
+            signal.signal(signum, _die_of)
+        except ValueError:
+            return  # not in the main thread
+        undo.callback(_put_signal_back, signum)
+    if signal.SIGTERM in signums:
+        _set_stacks(folder, undo)
+
+
+def _put_signal_back(signum):
+    import signal
+    from contextlib import suppress
+
+    handler = signal.getsignal(signum)
+    # A thread can't: then ours stays, and with nothing to record it does what the default action does.
+    with suppress(ValueError):
+        # Also if it is no longer ours: faulthandler has just put back what C had when it was.
+        signal.signal(signum, signal.SIG_DFL if handler is _die_of else handler)
+
+
+def _set_stacks(folder, undo):
+    """Have the stacks of all threads written as soon as SIGTERM comes, and then _die_of() called."""
+    import faulthandler
+    import signal
+
+    # Walking the frames of running code can crash. It did for 15 % of the signals on Python 3.13; on 3.11 for
+    # 37 % with another busy thread, and for 0.1 % without the others'; up to 3.10 and from 3.14 on never.
+    if sys.version_info[:2] == (3, 13):
+        return
+    all_threads = not (3, 11) <= sys.version_info < (3, 14)
+    path = os.path.join(folder, _STACKS_FILE)
+    _remove_file(path)
+    try:
+        file = open(path, "ab")  # noqa: SIM115
+    except OSError:
+        return
+    # After signal.signal(): each replaces the handler of C, but only faulthandler calls the one before it.
+    faulthandler.register(signal.SIGTERM, file=file, all_threads=all_threads, chain=True)
+    undo.callback(_remove_stacks, file, os.getpid())
+
+
+def _remove_stacks(file, process_id):
+    import faulthandler
+    import signal
+
+    faulthandler.unregister(signal.SIGTERM)
+    if os.getpid() == process_id:
+        _remove_file(file.name)
+    elif not hasattr(os, "register_at_fork"):
+        file.truncate(0)  # Python 3.6: a child learns here that it is one, after its own stacks were written
+    file.close()
+
+
+def _set_hooks(folder):
+    global _hooks, _main_frame
+    import atexit
+
+    # For the end, when there may be no file descriptor left to import it. And from Python 3.8 on, eval() in
+    # an import at the end makes a KeyboardInterrupt exit with 1 instead of dying of SIGINT.
+    import opcode  # noqa: F401
+    from contextlib import ExitStack
+
+    _hooks, _main_frame = ExitStack(), _find_main_frame()
+    exits = [(sys, "exit")]
+    if "_sitebuiltins" in sys.modules:
+        exits.append((sys.modules["_sitebuiltins"].Quitter, "__call__"))  # of the builtins exit and quit
+    for owner, name in exits:
+        _wrap_exit(owner, name)
+        _hooks.callback(_unwrap_exit, owner, name)
+    if _is_multiprocessing_child():
+        from multiprocessing.util import Finalize
+
+        # Before Python 3.13 such a child runs no atexit handlers.
+        _hooks.callback(Finalize(None, _end_watched, [_describe_child_ending], exitpriority=0).cancel)
+        atexit.register(_end_watched, _describe_child_ending)
+    else:
+        atexit.register(_end_watched, _describe_ending)
+        if _main_frame is not None:
+            _notice_calls(_main_frame.f_code, _hooks)
+    _hooks.callback(atexit.unregister, _end_watched)
+    # The first process of a container ignores a signal whose action is the default one.
+    if not _WINDOWS and os.getpid() != 1:
+        _set_signals(folder, _hooks)
+
+
+def _take_hooks_away():
+    global _hooks, _main_frame
+
+    hooks, _hooks, _main_frame = _hooks, None, None
+    if hooks is not None:
+        hooks.close()
+
+
+def _forget_parent():
+    """In a forked child: leave the parent's experiments alone, and end as if there were none."""
+    del _watched[:]
+    _take_hooks_away()
+
+
+def _watch_forks():
+    """From Python 3.7 on, have every forked child forget its parent before anything else runs there."""
+    import signal
+    from threading import get_ident
+
+    if not hasattr(os, "register_at_fork"):
+        return
+    masks = {}
+
+    def block_signals():
+        # Python drops a signal that our handler catches in a child before that has come to forget_parent().
+        if _hooks is not None:
+            masks[get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGHUP))
+
+    def unblock_signals():
+        if get_ident() in masks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, masks.pop(get_ident()))
+
+    def forget_parent():
+        _forget_parent()
+        unblock_signals()
+
+    os.register_at_fork(before=block_signals, after_in_parent=unblock_signals, after_in_child=forget_parent)
+
+
+def _watch(experiment):
+    """Have experiment._end(status) called when this process ends, unless _unwatch() comes first."""
+    global _watching_process
+
+    if _watching_process is None:
+        _watch_forks()
+    if _watching_process != os.getpid():
+        _forget_parent()
+        _watching_process = os.getpid()
+    if _hooks is None:
+        _set_hooks(experiment.curexpdir)
+    _watched.append(experiment)
+
+
+def _unwatch(experiment):
+    """Forget *experiment*; after the last one take away every hook that is still ours."""
+    if experiment in _watched:
+        _watched.remove(experiment)
+    if not _watched:
+        _take_hooks_away()
+
+
+def _is_reimported_main():
+    """Say whether this is a child of multiprocessing that imports the parent's main module again."""
+    process = sys.modules.get("multiprocessing.process")
+    return process is not None and getattr(process.current_process(), "_inheriting", False)
+
+
+# At import, because `sys.exit(main())` looks sys.exit up before main() makes an experiment.
+_wrap_exit(sys, "exit")
+
+
+# === Records ==================================================================
+# Compare a new start with what a folder holds, and say what is written about a run.
+
+# Everything that a start has written when it is killed before STATUS says RUNNING.
+_START_FILES = {"metadata.json", "default_args.json", "summary.json", "args.json", "stdout", "stderr"}
+
+
+def _check_mapping(name, value):
+    """Return a mapping (or an argparse.Namespace) as a dict of plain JSON."""
+    plain = _to_json(value)
+    if not isinstance(plain, dict):
+        raise InvalidArgsException(f"{name} must be a mapping, not {type(value).__name__}.")
+    return plain
+
+
+def _check_description(description):
+    if description is not None and not isinstance(description, str):
+        raise InvalidArgsException(f"The description must be a text, not {description!r}.")
+    return description or ""
+
+
+def _load_mapping(path):
+    """Read a JSON object; one that is missing is empty. Raises FolderException if it is something else."""
+    try:
+        value = _read_json(path)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise FolderException(path, f"can't be read ({error}): mend it, or move it away.") from error
+    if not isinstance(value, dict):
+        raise FolderException(path, "holds no JSON object: mend it, or move it away.")
+    return value
+
+
+def _is_killed_start(folder):
+    """Say whether *folder* holds nothing, or only what a start that was killed leaves.
+
+    Raises FolderException if it can't be resumed either: a file, or other files and no args.json.
+    """
+    try:
+        names = os.listdir(folder)
+    except NotADirectoryError:
+        reason = "is no folder: take another id, or move it away."
+        raise FolderException(folder, reason, errno.ENOTDIR) from None
+    visible = {name for name in names if not name.startswith(".")}
+    if not visible:
+        return True
+    if visible <= _START_FILES and any(name.startswith(".owner-") for name in names):
+        streams = [os.path.join(folder, name) for name in visible & {"stdout", "stderr"}]
+        if not any(os.path.getsize(path) for path in streams):
+            return True
+    if "args.json" not in visible:
+        raise FolderException(folder, "has files but no args.json: take another id, or move it away.")
+    return False
+
+
+def _read_if_there(path):
+    try:
+        return _read_bytes(path)
+    except FileNotFoundError:
+        return None
+
+
+def _restore_file(path, content):
+    if content is None:
+        _remove_file(path)
+    else:
+        _write_file(path, content)
+
+
+def _discard_start(folder):
+    for name in _START_FILES | {"STATUS"}:
+        _remove_file(os.path.join(folder, name))
+
+
+def _remove_directory(path):
+    """Remove a directory if it is empty."""
+    try:
+        os.rmdir(path)
+    except OSError:
+        pass
+
+
+def _is_same(recorded, current):
+    import json
+
+    # As text too, because NaN differs from itself.
+    texts = [json.dumps(value, sort_keys=True) for value in (recorded, current)]
+    return recorded == current or texts[0] == texts[1]
+
+
+def _find_differences(recorded, current):
+    """Say in words how two dicts of plain JSON differ."""
+    import json
+
+    current = json.loads(json.dumps(current))  # keys are texts then, as in the file
+    differences = []
+    for name in sorted(recorded.keys() | current.keys()):
+        if name not in recorded:
+            differences.append(f"{name!r} was not there, now {current[name]!r}")
+        elif name not in current:
+            differences.append(f"{name!r} was {recorded[name]!r}, now not there")
+        elif not _is_same(recorded[name], current[name]):
+            differences.append(f"{name!r} was {recorded[name]!r}, now {current[name]!r}")
+    return differences
+
+
+def _check_unchanged(folder, args, sha):
+    """Raise what forbids to resume the experiment in *folder* with *args* on the commit *sha*."""
+    differences = _find_differences(_load_mapping(os.path.join(folder, "args.json")), args)
+    if differences:
+        raise MismatchedArgsException(folder, differences)
+    recorded = _load_mapping(os.path.join(folder, "metadata.json")).get("githead-sha")
+    if recorded != sha:
+        raise MismatchedCommitException(folder, str(recorded), sha)
+
+
+def _summarize_status(text):
+    """Put a STATUS text on one line: its first word, and the reason."""
+    first, _, rest = text.partition("\n")
+    reason = rest.strip().rpartition("\n")[2]
+    return f"{first}: {reason}" if reason else first
+
+
+def _list_attempts(folder, metadata):
+    """List the attempts that a folder's *metadata* tells of, each with how it ended."""
+    attempts = metadata.get("attempts")
+    if not isinstance(attempts, list) or not all(isinstance(attempt, dict) for attempt in attempts):
+        # Recorded by the package, which knows of one attempt only.
+        attempts = [{key: metadata[key] for key in ("start-time", "end-time", "command") if key in metadata}]
+    if attempts and "ended" not in attempts[-1]:
+        status = (_read_if_there(os.path.join(folder, "STATUS")) or b"UNKNOWN").decode("utf-8", "replace")
+        attempts[-1]["ended"] = "DEAD" if status == "RUNNING" else _summarize_status(status)
+    return attempts
+
+
+# === Attempts =================================================================
+# Write the record of one start, alone in its folder, and in an order that no kill can break.
+
+
+class _Attempt:
+    """One start of an experiment, from entering its folder to writing its end.
+
+    folder: the experiment's; is_new: False if it is resumed; metadata: what metadata.json holds. What has to
+    be taken back if the start fails is pushed on the ExitStack *undo*.
+    """
+
+    def __init__(self, directory, name, undo):
+        self.process = _describe_process()
+        self.metadata = {}
+        self.is_new = self._enter_folder(directory, name, undo)
+
+    def _enter_folder(self, directory, name, undo):
+        """Get the folder *name*, or the next numbered one, for this process alone; True if it is new."""
+        if name is None:
+            for number in _new_ids(directory):
+                if self._enter_new_folder(os.path.join(directory, str(number)), undo):
+                    return True
+        if re.fullmatch("[0-9]+", name):
+            _claim_id(directory, int(name))
+        if self._enter_new_folder(os.path.join(directory, name), undo):
+            return True
+        is_new = _is_killed_start(self.folder)
+        self._own(undo)
+        # Looked at again, because before it was ours another process may have used it and gone.
+        is_new = is_new and _is_killed_start(self.folder)
+        if is_new:
+            undo.callback(_discard_start, self.folder)
+        return is_new
+
+    def _enter_new_folder(self, folder, undo):
+        self.folder = folder
+        try:
+            os.mkdir(folder)
+        except FileExistsError:
+            return False
+        undo.callback(_remove_directory, folder)
+        try:
+            self._own(undo)
+        except RunningException:
+            # Between mkdir and here, a process that asked for this very id took the empty folder over.
+            return False
+        if self.number > 1:
+            # It did, and has even gone again.
+            self.release()
+            return False
+        undo.callback(_discard_start, folder)
+        return True
+
+    def _own(self, undo):
+        self.number = _take_ownership(self.folder, self.process)
+        undo.callback(self.release)
+
+    def release(self):
+        _release_ownership(self.folder, self.number)
+
+    def describe(self, head, description):
+        """Set the metadata of this attempt, after what the folder tells of earlier ones."""
+        old = {} if self.is_new else _load_mapping(os.path.join(self.folder, "metadata.json"))
+        attempts = [] if self.is_new else _list_attempts(self.folder, old)
+        now, command = _local_time(), list(getattr(sys, "argv", []))
+        self.metadata = {
+            **{key: value for key, value in old.items() if key != "end-time"},
+            "githead-sha": head.sha,
+            "githead-message": head.message,
+            "description": description or old.get("description", ""),
+            "start-time": old.get("start-time", now),
+            "command": command,
+            "place": _describe_place(),
+            "attempts": attempts + [{"start-time": now, "command": command, **self.process}],
+        }
+
+    def write_start(self, args, default_args, undo):
+        """Write the files of a start; a folder without STATUS is a start that was killed."""
+        if self.is_new:
+            for name, content in (
+                ("metadata", self.metadata),
+                ("default_args", default_args),
+                ("summary", {}),
+                ("args", args),
+            ):
+                _write_json(os.path.join(self.folder, f"{name}.json"), content)
+            return
+        for name in ("metadata.json", "STATUS"):
+            path = os.path.join(self.folder, name)
+            undo.callback(_restore_file, path, _read_if_there(path))
+        # Before metadata tells of a new attempt: killed in between, it must not look as ended as the old one.
+        self.write_status("RUNNING")
+        _write_json(os.path.join(self.folder, "metadata.json"), self.metadata)
+
+    def write_status(self, status):
+        _write_file(os.path.join(self.folder, "STATUS"), status.encode("utf-8", "backslashreplace"))
+
+    def write_end(self, status):
+        """Write when and how the attempt ended, in metadata.json."""
+        end = {"end-time": _local_time()}
+        self.metadata.update(end)
+        self.metadata["attempts"][-1].update(end, ended=_summarize_status(status))
+        _write_json(os.path.join(self.folder, "metadata.json"), _to_json(self.metadata))
+
+
+# === Experiment ===============================================================
+# What a training script uses.
+
+_FOLDER_VARIABLE = "METICULOUS_EXPERIMENT_FOLDER"
+
+_told_ranks: "List[int]" = []
+
+
+def _is_other_rank():
+    """Say whether another process of the same parallel run records it; the first time also on stderr."""
+    rank = _rank()
+    if rank is None or rank[0] == 0:
+        return False
+    if not _told_ranks:
+        _told_ranks.append(rank[0])
+        _warn(f"rank {rank[0]} of {rank[1]} ({rank[2]}) records nothing; rank 0 does.")
+    return True
+
+
+def _is_cancellation(exception):
+    asyncio = sys.modules.get("asyncio")
+    return asyncio is not None and isinstance(exception, asyncio.CancelledError)
+
+
+class Experiment:
+    """A run that is being recorded in a folder of its own.
+
+    args: the experiment's arguments, a mapping or an argparse.Namespace.
+    default_args: what the arguments are unless the user says otherwise; None if unknown.
+    project_directory: a directory in the git work tree whose commit is recorded ('' = the current directory).
+    experiments_directory: where the folders are; relative to *project_directory*, or absolute.
+    experiment_id: None for the next number; otherwise the experiment to start, or to resume if it is there.
+    description: what the run is for, in words.
+    norecord: touch nothing at all; files are opened in the current directory.
+
+    Raises DirtyRepoException, GitException, InvalidIdException, InvalidArgsException, RunningException,
+    MismatchedArgsException, MismatchedCommitException, FolderException (an OSError); nothing half-made stays.
+    """
+
+    def __init__(
+        self,
+        args: "Any" = None,
+        default_args: "Any" = {},  # noqa: B006 the signature is the package's; it is never changed
+        project_directory: str = "",
+        experiments_directory: str = "experiments",
+        experiment_id: "Union[str, int, None]" = None,
+        description: str = "",
+        norecord: bool = False,
+    ) -> None:
+        self.norecord = norecord or _is_other_rank()
+        self.project_directory = project_directory
+        self.experiments_directory = experiments_directory
+        self.repo_directory: "Optional[str]" = None
+        self.curexpdir = "."
+        self.metadata: "Dict[str, Any]" = {}
+        self.stdout, self.stderr = sys.stdout, sys.stderr
+        self._attempt: "Any" = None  # stays None if nothing is recorded
+        self._ended = True
+        self._process_id = os.getpid()
+        if self.norecord:
+            return
+        if _is_reimported_main():
+            # A child of multiprocessing runs the script again, to find its functions.
+            self.curexpdir = os.environ.get(_FOLDER_VARIABLE, ".")
+            return
+        self._start(
+            _check_id(experiment_id),
+            _check_mapping("args", {} if args is None else args),
+            None if default_args is None else _check_mapping("default_args", default_args),
+            _check_description(description),
+        )
+
+    @staticmethod
+    def add_argument_group(
+        parser: "argparse.ArgumentParser",
+        project_directory: str = "",
+        experiments_directory: str = "experiments",
+        experiment_id: "Optional[str]" = None,
+        description: str = "",
+        norecord: bool = False,
+    ) -> None:
+        """Add the options that say how a run is recorded, in a group of their own, with these defaults.
+
+        Raises InvalidArgsException if the parser has an option of one of these names already.
+        """
+        defaults = {
+            "project_directory": project_directory,
+            "experiments_directory": experiments_directory,
+            "experiment_id": experiment_id,
+            "description": description,
+            "norecord": norecord,
+        }
+        _add_argument_group(parser, defaults)
+
+    @classmethod
+    def extract_meticulous_args(
+        cls, parser: "argparse.ArgumentParser", arg_list: "Optional[Sequence[str]]" = None
+    ) -> "Dict[str, Any]":
+        """Parse *arg_list* (default: sys.argv[1:]) and give only what add_argument_group's options say."""
+        return _split_arguments(parser, parser.parse_args(arg_list))[1]
+
+    @classmethod
+    def from_parser(
+        cls,
+        parser: "argparse.ArgumentParser",
+        arg_list: "Optional[Sequence[str]]" = None,
+        capture_defaults: bool = True,
+        **meticulous_args: "Any",
+    ) -> "Experiment":
+        """Parse *arg_list* (default: sys.argv[1:]) and start an experiment with what was parsed.
+
+        The options of add_argument_group win over the keywords, which are those of the constructor. With
+        *capture_defaults* the defaults of the parser and of the chosen sub-commands are recorded too.
+        """
+        args, own = _split_arguments(parser, parser.parse_args(arg_list))
+        defaults = None
+        if capture_defaults:
+            found = _find_defaults(parser, args)
+            defaults = {name: value for name, value in found.items() if name not in own}
+        return cls(args, defaults, **{**meticulous_args, **own})
+
+    def __repr__(self) -> str:
+        return f"<Experiment {self.curexpdir!r}>"
+
+    def __enter__(self) -> "Experiment":
+        return self
+
+    def __exit__(self, exc_type: "Any", exc: "Any", tb: "Any") -> bool:
+        """End the record. An Exception is recorded, shown on stderr and swallowed, so that a loop goes on."""
+        if exc_type is None or issubclass(exc_type, GeneratorExit):
+            self.finish()
+            return False
+        passes = _is_cancellation(exc) or not isinstance(exc, Exception)
+        if not passes:
+            import traceback
+
+            traceback.print_exception(exc_type, exc, tb)
+        is_exit = isinstance(exc, SystemExit)
+        self._end(_exit_text(exc.code) if is_exit else _exception_text(exc_type, exc, tb))
+        return not passes
+
+    def summary(self, summary_dict: "Optional[Mapping[str, Any]]" = None, **values: "Any") -> None:
+        """Merge results into summary.json; new keys win. Works after finish() and from several threads too.
+
+        Raises InvalidArgsException for what is not a mapping, FolderException if the file can't be written.
+        """
+        given = _check_mapping("summary", {} if summary_dict is None else summary_dict)
+        given.update(_check_mapping("summary", values))
+        if self._attempt is None:
+            return
+        path = os.path.join(self.curexpdir, "summary.json")
+        with self._lock:
+            summary = _load_mapping(path)
+            summary.update(given)
+            try:
+                _write_json(path, summary)
+            except OSError as error:
+                raise FolderException(path, f"can't be written: {_explain(error)}.", error.errno) from error
+
+    def open(self, file: "Any", mode: str = "r", *args: "Any", **kwargs: "Any") -> "IO[Any]":
+        """Open *file* like the builtin open(), relative paths inside the experiment's folder."""
+        import builtins
+
+        if not isinstance(file, int):
+            folder = os.fsencode(self.curexpdir) if isinstance(os.fspath(file), bytes) else self.curexpdir
+            file = os.path.join(folder, file)
+        return builtins.open(file, mode, *args, **kwargs)
+
+    def finish(self, status: str = "SUCCESS") -> None:
+        """End the record now: 'SUCCESS', 'ERROR', or 'ERROR' and more lines, the last of them the reason.
+
+        Does nothing if the record has ended already. Raises InvalidArgsException for another status.
+        """
+        if status not in ("SUCCESS", "ERROR") and not str(status).startswith("ERROR\n"):
+            raise InvalidArgsException(
+                f"{status!r} can't be a status: it is 'SUCCESS', 'ERROR', or 'ERROR\\n' and the reason."
+            )
+        self._end(status)
+
+    def _start(self, name, args, default_args, description):
+        from contextlib import ExitStack
+        from threading import RLock
+
+        self._lock = RLock()
+        self.repo_directory = _find_work_tree(self.project_directory)
+        directory = os.path.abspath(os.path.join(self.project_directory, self.experiments_directory))
+        self.experiments_directory = directory
+        with ExitStack() as undo:
+            try:
+                head = _prepare_repository(self.repo_directory, directory, lambda: self._make_directory(undo))
+                attempt = _Attempt(directory, name, undo)
+                if not attempt.is_new:
+                    _check_unchanged(attempt.folder, args, head.sha)
+                attempt.describe(head, description)
+                attempt.write_start(args, default_args, undo)
+                capture = _Capture(attempt.folder)
+                undo.callback(capture.close)
+                attempt.write_status("RUNNING")
+            except OSError as error:
+                if isinstance(error, MeticulousException):
+                    raise
+                path = error.filename or directory
+                raise FolderException(path, f"can't be used: {_explain(error)}.", error.errno) from error
+            undo.pop_all()
+        self._attempt, self._capture, self._ended = attempt, capture, False
+        self.curexpdir, self.metadata = attempt.folder, attempt.metadata
+        self.stdout, self.stderr = capture.stdout, capture.stderr
+        os.environ[_FOLDER_VARIABLE] = self.curexpdir
+        _watch(self)
+
+    def _make_directory(self, undo):
+        for directory in reversed(_make_directories(self.experiments_directory)):
+            undo.callback(_remove_directory, directory)
+
+    def _end(self, status):
+        """Write how the run ended: once, only in the process that began it, and without ever raising."""
+        if self._ended or os.getpid() != self._process_id:
+            return
+        problem = None
+        for step in (self._capture.close, lambda: self._write_end(status), self._attempt.release):
+            try:
+                step()
+            except Exception as error:
+                problem = problem or error
+        self._ended = True
+        if problem is not None:
+            _warn(f"the end of {self.curexpdir} can't be recorded: {problem}")
+        _unwatch(self)
+
+    def _write_end(self, status):
+        # STATUS first: killed in between, the record tells how the run ended, though not when.
+        self._attempt.write_status(status)
+        # A signal may come now, and record its end too; the run had ended before.
+        self._ended = True
+        self._attempt.write_end(status)
+
+
+# === Cells ====================================================================
+# Put single values into text.
+
+
+def _seconds_between(start, end):
+    """Count the seconds from one ISO 8601 time to another; None if one of them is none."""
+    from datetime import datetime
+
+    try:
+        if hasattr(datetime, "fromisoformat"):
+            return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
+        # Python 3.6; the package leaves microseconds out when they are 0.
+        times = [datetime.strptime((text + ".000000")[:26], "%Y-%m-%dT%H:%M:%S.%f") for text in (start, end)]
+        return (times[1] - times[0]).total_seconds()
+    except (TypeError, ValueError):
+        return None
+
+
+def _format_duration(seconds):
+    """Put a number of seconds into two units, '3h 02m'; '' for None."""
+    if seconds is None:
+        return ""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d {hours:02d}h"
+    if hours:
+        return f"{hours}h {minutes:02d}m"
+    return f"{minutes}m {seconds:02d}s" if minutes else f"{seconds}s"
+
+
+def _is_missing(value):
+    return value is None or value != value
+
+
+def _is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _dump_json(value, indent=None):
+    """Write valid JSON: NaN and infinity, for which it has no words, become null."""
+    import json
+
+    try:
+        return json.dumps(value, indent=indent, allow_nan=False)
+    except ValueError:
+        return json.dumps(_replace_infinite(value), indent=indent)
+
+
+def _replace_infinite(value):
+    if isinstance(value, dict):
+        return {key: _replace_infinite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_replace_infinite(item) for item in value]
+    return None if isinstance(value, float) and value - value != 0 else value
+
+
+def _dump_cell(value):
+    """Put a value into the text that a CSV file has for it."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    return _dump_json(value) if isinstance(value, (dict, list)) else str(value)
+
+
+def _show_controls(text):
+    """Make control characters and what else can't be printed visible, so that a terminal never obeys them."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _is_ascii(text):
+    return len(text) == len(text.encode("utf-8", "replace"))
+
+
+def _width(text):
+    """Count the cells of a terminal that *text* takes."""
+    if _is_ascii(text):
+        return len(text)
+    from unicodedata import category, east_asian_width
+
+    return sum(0 if category(c) in ("Mn", "Me") else 2 if east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def _cut(text, width):
+    """Cut *text* to *width* cells of a terminal, with '...' in the place of what was cut."""
+    if _width(text) <= width:
+        return text
+    end = "..."[: max(0, width)]
+    text = text[: max(0, width - len(end))]
+    while _width(text) > width - len(end):
+        text = text[:-1]
+    return text + end
+
+
+# === Reading ==================================================================
+# Read records: each file when an attribute first needs it, and as far as it goes.
+
+_USUAL_READ = 64 * 1024
+_LONGEST_READ = 10 * 1024 * 1024
+# Without O_NONBLOCK, a named pipe in the place of a file would make every listing wait for ever.
+_READ_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_HEADER = ("expid", "sha", "start_time", "status", "status_message")
+_GROUPS = ("header", "args", "default_args", "metadata", "summary")
+
+
+class _lazy:
+    """An attribute that is computed when first asked for, and kept; it can be set like any other."""
+
+    def __init__(self, compute):
+        self.compute = compute
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __get__(self, instance, owner=None):
+        if instance is None:
+            return self
+        value = instance.__dict__[self.name] = self.compute(instance)
+        return value
+
+
+def _read_bounded(path):
+    """Read a file of at most 10 MB. Raises OSError, or ValueError if it is larger."""
+    descriptor = os.open(path, _READ_FLAGS)
+    try:
+        content = os.read(descriptor, _USUAL_READ)
+        if len(content) == _USUAL_READ:
+            with open(descriptor, "rb", closefd=False) as file:
+                content += file.read(_LONGEST_READ)
+    finally:
+        os.close(descriptor)
+    if len(content) > _LONGEST_READ:
+        raise ValueError("larger than 10 MB")
+    return content
+
+
+def _read_tail(path, lines):
+    """Read the last *lines* lines of a text file, from its last 64 KB; [] if it can't be read."""
+    try:
+        with open(os.open(path, _READ_FLAGS), "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _USUAL_READ))
+            text = file.read(_USUAL_READ).decode("utf-8", "replace")
+    except OSError:
+        return []
+    return text.rstrip("\n").split("\n")[-lines:] if text else []
+
+
+def _describe_signal(path):
+    """Say where SIGTERM met a process, by what faulthandler wrote to the file *path*; '' if it is empty."""
+    text = "\n".join(_read_tail(path, 1000))
+    found = re.search(r'Current thread .*\n *File "(.*)", line (\d+) in (.*)', text)
+    if found:
+        return "SIGTERM in {2}, {0} line {1}".format(*found.groups())
+    return "SIGTERM" if text else ""
+
+
+class _Shared:
+    """What the readers of one listing share: what it takes long to find out, and is the same for many."""
+
+    def __init__(self):
+        from json import JSONDecoder
+
+        self.scheduler = _Scheduler()
+        self.defaults = {}
+        # A third faster than json.loads(), which looks for options and, in bytes, for UTF-16 first.
+        self.parse = JSONDecoder().decode
+
+
+class ExperimentReader:
+    """A recorded experiment.
+
+    What is missing or broken reads as empty, and `problems` says so, of the files that were read so far. A
+    record that says RUNNING has the status DEAD if its process is gone, and RUNNING? if nobody can tell.
+    """
+
+    def __init__(self, curexpdir: "Union[str, os.PathLike[str]]") -> None:
+        self.curexpdir: str = os.fspath(curexpdir).rstrip("/") or "/"
+        self.expid: str = self.curexpdir.rpartition("/")[2]
+        self.problems: "List[str]" = []
+
+    def __repr__(self) -> str:
+        return self.curexpdir
+
+    @_lazy
+    def args(self) -> "Dict[str, Any]":
+        return self._read_dict("args.json")
+
+    @_lazy
+    def default_args(self) -> "Optional[Dict[str, Any]]":
+        """The recorded defaults; None where they are unknown."""
+        # A thousand runs of one script have the same defaults: they are parsed once.
+        content = self._read("default_args.json", may_be_absent=True)
+        if content not in self._shared.defaults:
+            defaults = self._parse("default_args.json", content)
+            if not defaults or any(isinstance(value, (dict, list)) for value in defaults.values()):
+                return defaults
+            self._shared.defaults[content] = defaults
+        return self._shared.defaults[content].copy()
+
+    @_lazy
+    def metadata(self) -> "Dict[str, Any]":
+        """What metadata.json says; the command is one text."""
+        metadata = self._read_dict("metadata.json")
+        if isinstance(metadata.get("command"), list):
+            metadata["command"] = " ".join(map(str, metadata["command"]))
+        return metadata
+
+    @_lazy
+    def summary(self) -> "Dict[str, Any]":
+        return self._read_dict("summary.json", may_be_absent=True)
+
+    @_lazy
+    def status(self) -> str:
+        self._read_status()
+        return self.__dict__["status"]
+
+    @_lazy
+    def status_message(self) -> str:
+        self._read_status()
+        return self.__dict__["status_message"]
+
+    @_lazy
+    def sha(self) -> "Optional[str]":
+        return self.metadata.get("githead-sha")
+
+    @_lazy
+    def start_time(self) -> str:
+        """The recorded start, or the time of the folder where there is none."""
+        start = self.metadata.get("start-time")
+        if isinstance(start, str):
+            return start
+        try:
+            return _local_time(os.stat(self.curexpdir).st_ctime)
+        except OSError:
+            return ""
+
+    @_lazy
+    def duration(self) -> "Optional[float]":
+        """Seconds of work in all attempts, up to now for a running one; None where nobody knows."""
+        attempts = self._attempts()
+        ends = [attempt.get("end-time") for attempt in attempts]
+        ends[-1] = ends[-1] or self._find_last_time()
+        starts = [attempt.get("start-time") for attempt in attempts]
+        seconds = [value for value in map(_seconds_between, starts, ends) if value is not None]
+        return sum(seconds) if seconds else None
+
+    @_lazy
+    def _shared(self):
+        return _Shared()
+
+    def open(self, file: "Any", mode: str = "r", *args: "Any", **kwargs: "Any") -> "IO[Any]":
+        """Open *file* like the builtin open(), relative paths inside the experiment's folder."""
+        import builtins
+
+        return builtins.open(os.path.join(self.curexpdir, file), mode, *args, **kwargs)
+
+    def refresh_status(self) -> None:
+        """Read STATUS, and metadata.json with it, again."""
+        self.__dict__.pop("metadata", None)
+        self._read_status()
+
+    def refresh_summary(self) -> None:
+        """Read summary.json again."""
+        self.__dict__.pop("summary", None)
+
+    def df_vars(self) -> "Dict[str, Any]":
+        """Give everything there is, in the groups that a table's columns have."""
+        header = {name: getattr(self, name) for name in _HEADER}
+        return {"header": header, **{group: getattr(self, group) for group in _GROUPS[1:]}}
+
+    def _note(self, name, error):
+        note = f"{name}: {_explain(error) if isinstance(error, OSError) else error}"
+        if note not in self.problems:
+            self.problems.append(note)
+
+    def _read(self, name, may_be_absent=False):
+        """Read the file *name*; None, and a note, if it can't be read."""
+        try:
+            return _read_bounded(self.curexpdir + "/" + name)
+        except (OSError, ValueError) as error:
+            if not (may_be_absent and isinstance(error, FileNotFoundError)):
+                self._note(name, error)
+            return None
+
+    def _read_dict(self, name, may_be_absent=False):
+        return self._parse(name, self._read(name, may_be_absent))
+
+    def _parse(self, name, content):
+        """Parse a JSON object; empty, and a note, if it is none."""
+        if content is None:
+            return {}
+        try:
+            value = self._shared.parse(content.decode("utf-8"))
+            if isinstance(value, dict) or (value is None and name == "default_args.json"):
+                return value
+            self._note(name, f"holds a {type(value).__name__}, not an object")
+        except (ValueError, RecursionError) as error:
+            self._note(name, error)
+        return {}
+
+    def _read_status(self):
+        self._parse_status()
+        attempt = self._attempts()[-1] if self.status == "RUNNING" else {}
+        if self.status != "RUNNING" or self._is_running(attempt, self._shared.scheduler):
+            return
+        # Since they were read it may have ended, or gone on in another process, for which the scheduler's
+        # answer may be too old.
+        self.__dict__.pop("metadata", None)
+        self._parse_status()
+        if self.status == "RUNNING":
+            latest = self._attempts()[-1]
+            self._judge(
+                latest, self._is_running(latest, self._shared.scheduler if latest == attempt else None)
+            )
+
+    def _parse_status(self):
+        content = self._read("STATUS")
+        lines = (content or b"").decode("utf-8", "replace").strip().split("\n")
+        self.status = lines[0].strip() or "UNKNOWN"
+        self.status_message = lines[-1].strip() if len(lines) > 1 else ""
+        if content is not None and not lines[0]:
+            self._note("STATUS", "is empty")
+
+    def _is_running(self, attempt, scheduler):
+        # If STATUS says RUNNING after an attempt has ended, the next one is about to begin.
+        return _is_running(attempt, scheduler) if "host" in attempt and "end-time" not in attempt else None
+
+    def _judge(self, attempt, is_running):
+        """Set the status and the message of a record that says RUNNING, by what became of its process."""
+        if is_running:
+            return
+        signal = _describe_signal(os.path.join(self.curexpdir, _STACKS_FILE))
+        sign = _last_sign_of_life(self.curexpdir)
+        age = "" if sign is None else _format_duration(time.time() - sign)
+        message = f"last sign of life {age} ago" if age else "no sign of life"
+        if isinstance(attempt.get("host"), str):
+            message += f" on {attempt['host']}"
+        self.status = "RUNNING?" if is_running is None and not signal else "DEAD"
+        self.status_message = signal or message
+
+    def _attempts(self):
+        """List the attempts; that of a record without a list, one by the package, is metadata itself."""
+        attempts = self.metadata.get("attempts")
+        if isinstance(attempts, list) and attempts and all(isinstance(attempt, dict) for attempt in attempts):
+            return attempts
+        return [self.metadata]
+
+    def _find_last_time(self):
+        """Say until when a record without an end is known to have run."""
+        sign = time.time() if self.status == "RUNNING" else _last_sign_of_life(self.curexpdir)
+        return None if sign is None else _local_time(sign)
+
+
+# === Experiments ==============================================================
+# Find records, and give them as rows: flat dicts, {"header.expid": "7", "args.lr": 0.1, ...}.
+
+
+def _list_folders(directory):
+    """List the names of the experiments in *directory*. Raises FolderException."""
+    try:
+        with os.scandir(directory) as entries:
+            return [entry.name for entry in entries if entry.name[0] != "." and _is_experiment(entry)]
+    except OSError as error:
+        raise FolderException(directory, f"can't be listed: {_explain(error)}.", error.errno) from error
+
+
+def _is_experiment(entry):
+    # Files beside the experiments, an exported table say, are none; links that lead nowhere are worth a note.
+    try:
+        return not entry.is_file() or entry.name.isdigit()
+    except OSError:
+        return True
+
+
+class _Names(dict):
+    """The names of columns, by the parts they are made of: each is made once for all rows."""
+
+    def __init__(self, group=None):
+        super().__init__()
+        self.group = group
+
+    def __missing__(self, name):
+        self[name] = _Names(name) if self.group is None else f"{self.group}.{name}"
+        return self[name]
+
+
+def _flatten(groups, levels, names=None):
+    """Make one flat dict of a dict of groups, with names like 'args.lr'; *levels* more of dicts are opened.
+
+    names: a _Names that many rows share.
+    """
+    names = _Names() if names is None else names
+    row: "Dict[str, Any]" = {}
+    for group, values in groups.items():
+        if values:
+            values = _open_dicts(values, levels) if levels else values
+            columns = names[group]
+            row.update(zip(map(columns.__getitem__, values), values.values()))
+    return row
+
+
+def _open_dicts(values, levels):
+    """Replace the dicts in a dict by what is in them, *levels* deep: {'a': {'b': 1}} becomes {'a.b': 1}."""
+    opened: "Dict[str, Any]" = {}
+    for name, value in values.items():
+        if levels and isinstance(value, dict):
+            opened.update((f"{name}.{key}", item) for key, item in _open_dicts(value, levels - 1).items())
+        else:
+            opened[name] = value
+    return opened
+
+
+def _to_dataframe(rows, levels, is_flat=False):
+    """Make a DataFrame of *rows*, its columns split into 2 + *levels* levels, the rest filled with ''."""
+    from importlib import import_module
+
+    try:
+        pandas = import_module("pandas")
+    except ImportError as error:
+        raise MeticulousException(
+            "A DataFrame needs pandas, which is not here; rows() needs nothing."
+        ) from error
+    frame = pandas.DataFrame(rows)
+    if "header.expid" in frame:
+        frame.index = pandas.Index(frame.pop("header.expid"), name=("header", "expid"))
+    if not is_flat:
+        names = [name.split(".", levels + 1) + [""] * (levels + 1) for name in frame.columns]
+        frame.columns = pandas.MultiIndex.from_tuples([name[: levels + 2] for name in names])
+    return frame
+
+
+class Experiments:
+    """The experiments of a directory; iterates over their readers, by start time.
+
+    experiments_directory: relative to the current directory; None is 'experiments' in *project_directory*.
+    reader: what makes a reader of a folder's path.
+
+    Raises FolderException if the directory can't be listed.
+    """
+
+    def __init__(
+        self,
+        project_directory: str = "",
+        experiments_directory: "Optional[str]" = None,
+        reader: "Any" = ExperimentReader,
+    ) -> None:
+        self.project_directory = project_directory
+        default = os.path.join(project_directory, "experiments")
+        self.experiments_directory: str = experiments_directory or default
+        self.reader = reader
+        self.refresh_experiments()
+
+    def refresh_experiments(self) -> None:
+        """List the directory again, and forget what was read."""
+        self._readers, shared = {}, _Shared()
+        prefix = os.path.join(self.experiments_directory, "")
+        for name in _list_folders(self.experiments_directory):
+            reader = self._readers[name] = self.reader(prefix + name)
+            reader._shared = shared
+        self.__dict__.pop("experiments", None)
+
+    @_lazy
+    def experiments(self) -> "Dict[str, ExperimentReader]":
+        """The readers by id, in the order of their start times."""
+        return dict(sorted(self._readers.items(), key=lambda item: (item[1].start_time, item[0])))
+
+    def __getitem__(self, experiment_id: str) -> ExperimentReader:
+        return self._readers[str(experiment_id)]
+
+    def __contains__(self, experiment_id: object) -> bool:
+        return str(experiment_id) in self._readers
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+    def __iter__(self) -> "Iterator[ExperimentReader]":
+        return iter(self.experiments.values())
+
+    def __repr__(self) -> str:
+        return f"<Experiments in {self.experiments_directory!r}>"
+
+    def rows(self, normalize_json_values: int = 0) -> "List[Dict[str, Any]]":
+        """Give each experiment as a flat dict, {'header.expid': '7', 'args.lr': 0.1, ...}.
+
+        normalize_json_values: how many levels of dicts inside of values become columns of their own.
+        """
+        names = _Names()
+        return [_flatten(reader.df_vars(), normalize_json_values, names) for reader in self]
+
+    def as_dataframe(self, normalize_json_values: int = 0) -> "Any":
+        """Give a pandas DataFrame, indexed by ('header', 'expid').
+
+        Its columns have 2 + *normalize_json_values* levels: ('args', 'lr'). Raises IndexError if there is
+        nothing, MeticulousException without pandas.
+        """
+        rows = self.rows(normalize_json_values)
+        if not rows:
+            raise IndexError(f"There are no experiments in {self.experiments_directory}.")
+        return _to_dataframe(rows, normalize_json_values)
+
+
+def _find_directory(project_directory):
+    """Find the directory 'experiments' in *project_directory* or above it, up to the top of the project."""
+    start = folder = os.path.abspath(project_directory)
+    while not os.path.isdir(os.path.join(folder, "experiments")):
+        parent = os.path.dirname(folder)
+        if parent == folder or os.path.exists(os.path.join(folder, ".git")):
+            raise QueryException(f"There is no directory 'experiments' in {start} or its project: name one.")
+        folder = parent
+    return os.path.join(folder, "experiments")
+
+
+def _find_experiment(directory, text):
+    """Give the reader of the experiment *text*: its id, its beginning, or -1, the latest; None if none."""
+    names = _list_folders(directory)
+    if text in names:
+        return ExperimentReader(os.path.join(directory, text))
+    if re.match("-[1-9][0-9]*$", text):
+        readers = list(Experiments(experiments_directory=directory))
+        return readers[int(text)] if -int(text) <= len(readers) else None
+    return _pick_one(directory, text, sorted(name for name in names if name.startswith(text)))
+
+
+def _find_job(directory, job):
+    """Give the reader of the experiment that ran as the Slurm job *job*, 1234 or 1234_7; None if none."""
+    readers = Experiments(experiments_directory=directory)
+    return _pick_one(directory, job, [reader.expid for reader in readers if job in _name_jobs(reader)])
+
+
+def _name_jobs(reader):
+    """List what Slurm may call the job of an experiment."""
+    place = reader.metadata.get("place")
+    if not isinstance(place, dict):
+        return []
+    array = place.get("slurm-array-job-id")
+    return [str(place.get("slurm-job-id")), str(array), f"{array}_{place.get('slurm-array-task-id')}"]
+
+
+def _pick_one(directory, text, names):
+    if len(names) > 1:
+        shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        raise QueryException(f"{text!r} may be any of {len(names)} experiments: {shown}.")
+    return ExperimentReader(os.path.join(directory, names[0])) if names else None
+
+
+# === Tables ===================================================================
+# Choose, group, sort and compare rows and columns.
+
+_COMPARED = r"args\.|summary\.|metadata\.githead|header\.(status|duration)"
+
+
+def _find_needs(names):
+    """Give the header's fields and the other groups that columns beginning with *names* (None: all) need."""
+
+    def is_needed(column):
+        plain = column.replace(".", "_") + "_"
+        return names is None or any(
+            column.startswith(name.rstrip(".")) or (_plain(name) + "_").startswith(plain) for name in names
+        )
+
+    fields = [field for field in _HEADER + ("duration",) if is_needed("header." + field)]
+    return fields, [group for group in _GROUPS[1:] if is_needed(group)]
+
+
+def _plain(name):
+    """Put a column's name into the form that it has as a word in a filter."""
+    return re.sub(r"\W", "_", name)
+
+
+def _load_rows(directory, names, levels):
+    """Read the rows of a directory by start time, and what could not be read, by experiment.
+
+    names: what the needed columns' names begin with; no file is opened for others; None: all.
+    """
+    fields, groups = _find_needs(names)
+    rows: "List[Dict[str, Any]]" = []
+    problems: "Dict[str, List[str]]" = {}
+    column_names = _Names()
+    for reader in Experiments(experiments_directory=directory):
+        values = {"header": {field: getattr(reader, field) for field in fields}}
+        values.update((group, getattr(reader, group)) for group in groups)
+        rows.append(_flatten(values, levels, column_names))
+        if reader.problems:
+            problems[reader.expid] = reader.problems
+        # The row has it all; with ten thousand readers, memory matters.
+        reader.__dict__.clear()
+    return rows, problems
+
+
+def _find_columns(rows):
+    """List the names of all columns, by group."""
+    names = {}
+    for row in rows:
+        names.update(row)
+    groups = {group: rank for rank, group in enumerate(_GROUPS)}
+    return sorted(names, key=lambda name: groups.get(name.partition(".")[0], len(groups)))
+
+
+def _find_inner_columns(rows):
+    """List the names of what lies inside of dicts, which are no columns: metadata.place.host."""
+    names = {}
+    for row in rows:
+        for name, value in row.items():
+            if isinstance(value, dict):
+                names.update(_flatten({name: value}, 99))
+    return list(names)
+
+
+def _suggest(name, columns):
+    """Say which columns are near *name*."""
+    from difflib import get_close_matches
+
+    near = [column for column in columns if column.endswith("." + name)]
+    near += [column for column in get_close_matches(name, columns, 5, 0.5) if column not in near]
+    return f"did you mean {', '.join(near[:5])}?" if near else "--list_columns shows what there is."
+
+
+def _resolve_column(rows, columns, name):
+    """Find the column that is meant by *name*, 'args.lr' or 'args_lr', also inside of a dict."""
+    found = _match_column(columns, name)
+    if found is None:
+        inner = _find_inner_columns(rows)
+        found = _match_column(inner, name)
+        if found is None:
+            raise QueryException(f"There is no column {name!r}: {_suggest(name, columns + inner)}")
+        _take_out_column(rows, found)
+        columns.append(found)
+    return found
+
+
+def _match_column(columns, name):
+    found = [name] if name in columns else [column for column in columns if _plain(column) == name]
+    if len(found) > 1:
+        raise QueryException(f"{name!r} may be any of {', '.join(found)}: write it with dots.")
+    return found[0] if found else None
+
+
+def _take_out_column(rows, name):
+    """Give *rows* the column *name*, which lies inside a dict."""
+    for row in rows:
+        for outer, value in list(row.items()):
+            if name.startswith(outer + ".") and isinstance(value, dict):
+                row.update(item for item in _flatten({outer: value}, 99).items() if item[0] == name)
+
+
+def _choose_columns(rows, columns, prefixes):
+    """List the *columns* that begin with one of *prefixes*, in the order of the prefixes."""
+    chosen = {}
+    for prefix in prefixes:
+        matching = [column for column in columns if column.startswith(prefix)]
+        chosen.update(dict.fromkeys(matching or [_resolve_column(rows, columns, prefix)]))
+    return list(chosen)
+
+
+def _drop_defaults(rows, columns):
+    """Leave out of *columns* the arguments that are equal in all rows and, if it is known, to the default."""
+    return [column for column in columns if not column.startswith("args.") or _is_telling(rows, column)]
+
+
+def _is_telling(rows, column):
+    values = [row.get(column) for row in rows]
+    if values.count(values[0]) < len(values):
+        return True
+    default = "default_" + column
+    defaults = [row[default] for row in rows if default in row]
+    return defaults.count(values[0]) < len(defaults) or (len(rows) == 1 and not defaults)
+
+
+def _is_changed(row, column):
+    default = row.get("default_" + column, row)
+    return default is row or row[column] != default
+
+
+def _choose_args(rows, columns, mode):
+    """List *columns* with the arguments that --args asks for."""
+    if mode is None:
+        return columns
+    args = [column for column in columns if column.startswith("args.")]
+    columns = [column for column in columns if not column.startswith("default_args.")]
+    if mode == "all":
+        return columns
+    changed = [column for column in args if any(_is_changed(row, column) for row in rows if column in row)]
+    if mode == "non-default":
+        return [column for column in columns if column not in args or column in changed]
+    position = columns.index(args[0]) if args else 0
+    columns = [column for column in columns if column not in args]
+    if mode == "truncated" and args:
+        for row in rows:
+            pairs = (f"{c[5:]}={_dump_cell(row[c])}" for c in args if c in row and _is_changed(row, c))
+            row["args"] = _cut(" ".join(pairs), 60)
+        columns.insert(position, "args")
+    return columns
+
+
+def _sort_rows(rows, columns, descending):
+    """Sort by *columns*; numbers come before texts, rows without a value last."""
+    for column in reversed(columns):
+        present = [row for row in rows if not _is_missing(row.get(column))]
+        missing = [row for row in rows if _is_missing(row.get(column))]
+        present.sort(key=lambda row: _sort_key(row[column]), reverse=descending)  # noqa: B023
+        rows = present + missing
+    return rows
+
+
+def _sort_key(value):
+    return (0, value, "") if isinstance(value, (int, float)) else (1, 0, str(value))
+
+
+def _group_rows(rows, columns, keys):
+    """Make one row for each combination of values in the columns *keys*.
+
+    Other columns of numbers give NAME.mean, NAME.std (of the sample) and NAME.count, the rest NAME.count.
+    """
+    groups: "Dict[Any, Any]" = {}
+    for row in rows:
+        groups.setdefault(tuple(_group_key(row.get(key)) for key in keys), []).append(row)
+    others = [column for column in columns if column not in keys]
+    numeric = {c for c in others if all(_is_number(row[c]) for row in rows if not _is_missing(row.get(c)))}
+    result = []
+    for members in groups.values():
+        row = {key: members[0].get(key) for key in keys}
+        for column in others:
+            values = [member[column] for member in members if not _is_missing(member.get(column))]
+            if column in numeric:
+                row[column + ".mean"], row[column + ".std"] = _mean_and_deviation(values)
+            row[column + ".count"] = len(values)
+        result.append(row)
+    return _sort_rows(result, keys, descending=False)
+
+
+def _group_key(value):
+    if _is_missing(value):
+        return None
+    return value if _is_number(value) else _dump_json(value)
+
+
+def _mean_and_deviation(values):
+    """Give the mean and the standard deviation of a sample, None where there are too few values."""
+    from math import fsum, isfinite, sqrt
+
+    try:
+        mean = fsum(values) / len(values)
+        deviation = sqrt(fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+        return mean, deviation if isfinite(deviation) else None
+    except ZeroDivisionError:
+        return (values[0] if values else None), None
+    except (OverflowError, ValueError):
+        return None, None
+
+
+def _find_differences_of(rows):
+    """List the columns that two rows differ in, with both values, and the difference of numbers."""
+    differences = []
+    for column in _find_columns(rows):
+        values = [row.get(column) for row in rows]
+        if values[0] != values[1] and re.match(_COMPARED, column):
+            differences.append({"column": column, "values": values, "difference": _subtract(*values)})
+    return differences
+
+
+def _subtract(first, second):
+    """Give by how much the number *second* is larger than *first*; None where there is no such number."""
+    if not (_is_number(first) and _is_number(second)):
+        return None
+    try:
+        float(second - first)
+        return second - first
+    except OverflowError:
+        return None
+
+
+def _collect_problems(readers):
+    """Give what could not be read, by experiment."""
+    return {reader.expid: reader.problems for reader in readers if reader.problems}
+
+
+def _diff_commits(readers):
+    """Give git's statistics of what changed between the commits of two experiments, or why there is none."""
+    shas = [str(reader.sha) for reader in readers]
+    if not all(re.fullmatch("[0-9a-f]{40,64}", sha) for sha in shas):
+        return "The commits are not known."
+    if shas[0] == shas[1]:
+        return f"Both on commit {shas[0][:7]}."
+    try:
+        answer = _git(["diff", "--stat", *shas, "--"], os.path.dirname(os.path.abspath(readers[0].curexpdir)))
+    except GitException as error:
+        return str(error)
+    text = answer.stdout.decode("utf-8", "replace") if answer.code == 0 else answer.stderr
+    return f"git diff --stat {shas[0][:7]} {shas[1][:7]}\n{text.rstrip()}"
+
+
+# === Filter ===================================================================
+# Choose rows by an expression, parsed by ast and checked against a white list; nothing is ever evaluated.
+
+_LONGEST_FILTER = 4000
+_DEEPEST_FILTER = 50
+_LARGEST_NUMBER = 10**300
+_FILTER_WORDS = (
+    r"""(?P<text>'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")"""
+    r"""|`(?P<quoted>[^`]*)`"""
+    r"""|(?<![\w.])(?P<dotted>[^\W\d]\w*(?:\.\w+)+)"""
+    r"""|(?P<operator>&&?|\|\|?)"""
+)
+
+
+def _filter_rows(rows, columns, text):
+    """List the rows for which the expression *text* is true. Raises QueryException."""
+    if not rows:
+        return []
+    try:
+        matches = _Filter(rows, columns).compile(text)
+        return [row for row in rows if _truth(matches(row))]
+    except QueryException as error:
+        raise QueryException(f"The filter {_cut(text, 60)!r}: {error}") from None
+
+
+class _Filter:
+    """Turns the text of a filter into a function of a row; its methods for ast's nodes are all the syntax."""
+
+    def __init__(self, rows, columns):
+        self.rows, self.columns = rows, columns
+        self.names = {}
+        self.depth = 0
+
+    def compile(self, text):
+        import ast
+        import warnings
+
+        if len(text) > _LONGEST_FILTER:
+            raise QueryException(f"it is longer than {_LONGEST_FILTER} characters.")
+        source = re.sub(_FILTER_WORDS, self._replace_word, text).strip()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                tree = ast.parse(source, mode="eval")
+        except SyntaxError:
+            raise QueryException("it can't be parsed; odd names go in backticks: `args.a-b`.") from None
+        except (ValueError, MemoryError, RecursionError):
+            raise QueryException("it can't be parsed: too deep, or too long a number.") from None
+        return self._compile(tree.body)
+
+    def _replace_word(self, match):
+        """Put a Python name in the place of a column's, which need not be one: args.lambda."""
+        if match.group("text"):
+            return match.group()
+        if match.group("operator"):
+            return " and " if match.group()[0] == "&" else " or "
+        name = f"column_{len(self.names)}_"
+        self.names[name] = match.group("quoted") or match.group("dotted") or ""
+        return f" {name} "
+
+    def _compile(self, node):
+        kind = type(node).__name__
+        method = getattr(self, "_compile_" + kind, None)
+        if method is None:
+            raise QueryException(f"{kind} is not understood; there are and or not in == < + - * /.")
+        self.depth += 1
+        if self.depth > _DEEPEST_FILTER:
+            raise QueryException(f"it is more than {_DEEPEST_FILTER} levels deep.")
+        result = method(node)
+        self.depth -= 1
+        return result
+
+    def _find_column(self, node):
+        return _resolve_column(self.rows, self.columns, self.names.get(node.id, node.id))
+
+    def _compile_Name(self, node):
+        column = self._find_column(node)
+
+        def get(row):
+            value = row.get(column)
+            return None if value != value else value
+
+        return get
+
+    def _compile_Constant(self, node):
+        import ast
+
+        value = ast.literal_eval(node)
+        if not isinstance(value, (str, int, float, type(None))):
+            raise QueryException(f"{value!r} is not understood.")
+        return lambda row: value
+
+    # Up to Python 3.7.
+    _compile_Num = _compile_Str = _compile_NameConstant = _compile_Constant
+
+    def _compile_List(self, node):
+        items = [self._compile(item) for item in node.elts]
+        return lambda row: [item(row) for item in items]
+
+    _compile_Tuple = _compile_List
+
+    def _compile_BoolOp(self, node):
+        parts = [self._compile(value) for value in node.values]
+        decide = all if type(node.op).__name__ == "And" else any
+        return lambda row: decide(_truth(part(row)) for part in parts)
+
+    def _compile_UnaryOp(self, node):
+        operand = self._compile(node.operand)
+        if type(node.op).__name__ in ("Not", "Invert"):
+            return lambda row: not _truth(operand(row))
+        sign = -1 if type(node.op).__name__ == "USub" else 1
+        return lambda row: _calculate("Mult", sign, operand(row))
+
+    def _compile_BinOp(self, node):
+        kind = type(node.op).__name__
+        if kind not in ("Add", "Sub", "Mult", "Div"):
+            raise QueryException(f"the operator {kind} is not understood; there are + - * /.")
+        left, right = self._compile(node.left), self._compile(node.right)
+        return lambda row: _calculate(kind, left(row), right(row))
+
+    def _compile_Compare(self, node):
+        nodes = [node.left] + node.comparators
+        kinds = [type(operator).__name__ for operator in node.ops]
+        operands = [self._compile(operand) for operand in nodes]
+        for kind, left, right in zip(kinds, nodes, nodes[1:]):
+            if kind in ("Eq", "NotEq", "In", "NotIn"):
+                self._check_types(left, right)
+                self._check_types(right, left)
+        steps = list(zip(kinds, operands, operands[1:]))
+        return lambda row: all(_compare(kind, left(row), right(row)) for kind, left, right in steps)
+
+    def _check_types(self, node, other):
+        """Raise QueryException if *node* is a column and *other* a constant that no value of it can equal."""
+        import ast
+
+        try:
+            constants = ast.literal_eval(other)
+        except ValueError:
+            return
+        if type(node).__name__ != "Name":
+            return
+        column = self._find_column(node)
+        values = {_type(row.get(column)): row.get(column) for row in self.rows}
+        values.pop("nothing", None)
+        for constant in constants if isinstance(constants, (list, tuple)) else [constants]:
+            if values and not {_type(constant), "list"} & set(values) and constant is not None:
+                kind, value = min(values.items())
+                raise QueryException(
+                    f"{column} is a {kind}, {value!r}, and {constant!r} a {_type(constant)}."
+                )
+
+
+def _type(value):
+    """Name the type of a value in words; true and false are numbers, because they equal 1 and 0."""
+    if _is_missing(value):
+        return "nothing"
+    if isinstance(value, str):
+        return "text"
+    return type(value).__name__ if isinstance(value, (list, dict)) else "number"
+
+
+def _truth(value):
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    raise QueryException(f"{value!r} is neither true nor false; compare it with something.")
+
+
+def _calculate(kind, left, right):
+    """Calculate with two numbers; None if one is missing, and for a division by zero."""
+    import operator
+
+    if left is None or right is None:
+        return None
+    if _type(left) != "number" or _type(right) != "number":
+        raise QueryException(f"{left!r} and {right!r} are not both numbers.")
+    function = {"Add": operator.add, "Sub": operator.sub, "Mult": operator.mul, "Div": operator.truediv}[kind]
+    try:
+        result = function(left, right)
+    except ZeroDivisionError:
+        return None
+    except OverflowError:
+        result = _LARGEST_NUMBER + 1
+    if isinstance(result, int) and abs(result) > _LARGEST_NUMBER:
+        raise QueryException("its numbers grow too large.")
+    return None if result != result else result
+
+
+def _compare(kind, left, right):
+    """Compare two values; what is missing is equal to None, and neither smaller nor larger than anything."""
+    import operator
+
+    if kind in ("Eq", "Is", "NotEq", "IsNot"):
+        return (left == right) == (kind in ("Eq", "Is"))
+    if kind in ("In", "NotIn"):
+        is_text_in_text = isinstance(left, str) and isinstance(right, str)
+        if not (is_text_in_text or isinstance(right, list) or right is None):
+            raise QueryException(f"{right!r} is neither a list nor a text.")
+        return (right is not None and left in right) == (kind == "In")
+    if left is None or right is None:
+        return False
+    if _type(left) != _type(right) or _type(left) not in ("number", "text"):
+        raise QueryException(f"{left!r} and {right!r} can't be put in an order.")
+    return {"Lt": operator.lt, "LtE": operator.le, "Gt": operator.gt, "GtE": operator.ge}[kind](left, right)
+
+
+# === Formats ==================================================================
+# Turn rows into CSV, JSON, Markdown, LaTeX, a DataFrame, or lines for people.
+
+_TITLES = {
+    "header.expid": "id",
+    "header.status": "status",
+    "header.start_time": "when",
+    "header.duration": "took",
+    "header.expid.count": "runs",
+}
+_COLORS = {"SUCCESS": "32", "RUNNING": "36", "ERROR": "31", "DEAD": "31", "RUNNING?": "33", "UNKNOWN": "33"}
+_WIDEST_CELL = 40
+
+
+def _format_csv(rows, columns):
+    import csv
+    import io
+
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_dump_cell(row.get(column)) for column in columns] for row in rows)
+    return file.getvalue()
+
+
+def _format_json(rows, names, **more):
+    """Format rows in the one shape of JSON that everything here has: {"rows": [{"args.lr": 0.1}], ...}."""
+    chosen = [{name: row[name] for name in names if name in row} for row in rows]
+    return _dump_json({"rows": chosen, **more}, 2) + "\n"
+
+
+def _format_markdown(rows, columns):
+    def escape(value):
+        return re.sub(r"[\\`*_\[\]<>&|~$]", r"\\\g<0>", _show_controls(_dump_cell(value)))
+
+    lines = [columns] + [[row.get(column) for column in columns] for row in rows]
+    texts = ["| " + " | ".join(map(escape, line)) + " |\n" for line in lines]
+    return texts[0] + "|" + " --- |" * len(columns) + "\n" + "".join(texts[1:])
+
+
+def _format_latex(rows, columns):
+    names = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    names.update({c: "\\" + c for c in "&%$#_{}"})
+    # A bracket or star at the start of a line is an option of the line break before it.
+    names.update({c: "{" + c + "}" for c in "[]*<>|\"'`-"})
+
+    def escape(value):
+        return "".join(names.get(c, c) for c in _show_controls(_dump_cell(value)))
+
+    lines = [columns] + [[row.get(column) for column in columns] for row in rows]
+    texts = [" & ".join(map(escape, line)) + r" \\" + "\n" for line in lines]
+    head = "\\begin{tabular}{" + "l" * len(columns) + "}\n\\hline\n" + texts[0] + "\\hline\n"
+    return head + "".join(texts[1:]) + "\\hline\n\\end{tabular}\n"
+
+
+_FORMATS: "Dict[str, Any]" = {
+    "csv": _format_csv,
+    "json": _format_json,
+    "md": _format_markdown,
+    "tex": _format_latex,
+}
+
+
+def _find_ending(path):
+    return os.path.splitext(path)[1][1:].lower()
+
+
+def _export(path, rows, columns, levels, is_flat):
+    """Write a table to the file *path*, in the format that its ending says."""
+    ending = _find_ending(path)
+    try:
+        if ending == "pd":
+            rows = [{column: row.get(column) for column in columns} for row in rows]
+            _to_dataframe(rows, levels, is_flat).to_pickle(path)
+        else:
+            _write_file(path, _FORMATS[ending](rows, columns).encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        raise FolderException(path, f"can't be written: {_explain(error)}.", error.errno) from error
+
+
+def _format_values(values, digits):
+    """Put a column's values into texts for people."""
+    kinds = set(map(type, values))
+    if kinds == {float}:
+        return ["%.*g" % (digits, value) for value in values]
+    if kinds != {str}:
+        values = ["%.*g" % (digits, v) if isinstance(v, float) else _dump_cell(v) for v in values]
+    return values if "".join(values).isprintable() else list(map(_show_controls, values))
+
+
+def _format_column(rows, column, title, least):
+    """Format a column as texts of one width, *least* or more, its title first, points aligned."""
+    values = [row.get(column) for row in rows]
+    # Results are measured, arguments are chosen: only the former are rounded.
+    texts = _format_values(values, 5 if column.startswith("summary.") else 15)
+    is_numeric = set(map(type, values)) <= {int, float, type(None)} or "".join(texts).isdigit()
+    if is_numeric:
+        texts = _align_points(texts)
+    texts.insert(0, _show_controls(title))
+    measure = len if _is_ascii("".join(texts)) else _width
+    widths = list(map(measure, texts))
+    if max(widths) > _WIDEST_CELL:
+        texts = [_cut(text, _WIDEST_CELL) for text in texts]
+        widths = list(map(measure, texts))
+    widest = max(widths + [least])
+    if is_numeric:
+        return [" " * (widest - width) + text for text, width in zip(texts, widths)]
+    return [text + " " * (widest - width) for text, width in zip(texts, widths)]
+
+
+def _align_points(texts):
+    """Fill numbers up on the right so that, when aligned on the right, their points are below each other."""
+    tails = [len(text.lstrip("-0123456789")) for text in texts]
+    longest = max(tails, default=0)
+    return [text + " " * (longest - tail) for text, tail in zip(texts, tails)]
+
+
+def _split_title(column, is_flat):
+    """Split a column's name into what stands above it in two lines."""
+    group, _, name = column.partition(".")
+    if column in _TITLES:
+        return "", _TITLES[column]
+    return ("", column) if is_flat or not name else ("" if group == "header" else group, name)
+
+
+def _fit_columns(columns, widths, width, has_messages):
+    """Choose what fits into *width*: the header's columns, then in turn arguments, results and the rest."""
+    from itertools import chain, zip_longest
+
+    groups: "Dict[str, List[str]]" = {}
+    for column in columns:
+        groups.setdefault(column.partition(".")[0], []).append(column)
+    chosen = groups.pop("header", [])
+    left = width - sum(widths[column] + 2 for column in chosen) + 2
+    if has_messages:
+        left -= left // 3
+    for column in chain(*zip_longest(*groups.values())):
+        if column is not None and (widths[column] + 2 <= left or not chosen):
+            chosen.append(column)
+            left -= widths[column] + 2
+    return [column for column in columns if column in chosen]
+
+
+def _format_table(rows, columns, width=None, height=None, is_flat=False, colors=False, messages=()):
+    """Format a table for people, as a list of lines; *messages* (one a row) follow each row's last value.
+
+    With a *width*, columns that don't fit are left out, and the last line says which. The titles come again
+    at the end of a table that does not fit into *height*.
+    """
+    titles = {column: _split_title(column, is_flat) for column in columns}
+    firsts = {group: column for column, (group, _) in reversed(list(titles.items()))}
+    cells = {}
+    for column, (group, title) in titles.items():
+        cells[column] = _format_column(rows, column, title, len(group) if firsts[group] == column else 0)
+    widths = {column: _width(texts[0]) for column, texts in cells.items()}
+    shown = _fit_columns(columns, widths, width, any(messages)) if width else columns
+    groups = [titles[c][0] if firsts[titles[c][0]] == c else "" for c in shown]
+    above = "  ".join(group.ljust(widths[column]) for group, column in zip(groups, shown)).rstrip()
+    lines = ["  ".join(line).rstrip() for line in zip(*(cells[column] for column in shown))]
+    for number, message in enumerate(messages, 1):
+        if message:
+            lines[number] += "  " + _show_controls(message)
+    if width:
+        lines = [_cut(line, width) for line in lines]
+    if colors:
+        lines = _color_lines(rows, lines)
+    head = [_cut(above, width or len(above))] if above else []
+    lines = head + lines + (head + lines[:1] if height and len(rows) + 4 > height else [])
+    omitted = [_show_controls(column) for column in columns if column not in shown]
+    if omitted:
+        more = f" and {len(omitted) - 4} more" if len(omitted) > 4 else ""
+        lines.append(f"Not shown, for want of width: {', '.join(omitted[:4])}{more}.")
+    return lines
+
+
+def _color_lines(rows, lines):
+    """Color each row's status, and make the titles bold."""
+    colored = ["\x1b[1m" + lines[0] + "\x1b[0m"]
+    for row, line in zip(rows, lines[1:]):
+        status = row.get("header.status")
+        if status in _COLORS:
+            line = line.replace(f" {status}", f" \x1b[{_COLORS[status]}m{status}\x1b[0m", 1)
+        colored.append(line)
+    return colored
+
+
+def _count_by_status(rows):
+    """Put into words how many rows have which status."""
+    from collections import Counter
+
+    counts = Counter(row["header.status"] for row in rows)
+    words = [f"{count} {_show_controls(status)}" for status, count in sorted(counts.items())]
+    return f"{len(rows)} experiments: {', '.join(words)}."
+
+
+def _shorten_times(rows):
+    """Put the times in *rows* into short words, with the year only if it is not this one in all of them."""
+    year = time.strftime("%Y-")
+    start = len(year) if all(row["header.start_time"].startswith(year) for row in rows) else 0
+    for row in rows:
+        row["header.start_time"] = row["header.start_time"][start:16].replace("T", " ")
+        row["header.duration"] = "%7s" % _format_duration(row["header.duration"])
+
+
+def _format_differences(differences):
+    """Yield the lines that `diff` prints of what two experiments differ in."""
+    longest = max((_width(_show_controls(difference["column"])) for difference in differences), default=0)
+    for difference in differences:
+        column = _show_controls(difference["column"])
+        # What is not there has no text of its own in a table, but needs one here.
+        values = [_format_values([value], 6)[0] or "-" for value in difference["values"]]
+        change = "" if difference["difference"] is None else "  (%+.6g)" % difference["difference"]
+        yield f"{column}{' ' * (longest - _width(column))}  {values[0]} -> {values[1]}{change}"
+    yield "" if differences else "No differences."
+
+
+def _format_experiment(reader, row, texts):
+    """Yield the lines that `show` prints; *texts* are the lines of STATUS, stdout and stderr."""
+    yield _show_controls(f"{reader.expid}  {reader.status}  {reader.status_message}".rstrip())
+    yield _show_controls(f"folder  {os.path.abspath(reader.curexpdir)}")
+    yield _show_controls(f"start   {reader.start_time}")
+    yield f"took    {_format_duration(reader.duration) or 'unknown'}"
+    for group in ("args", "summary", "metadata"):
+        yield from _format_group(row, group)
+    yield from _format_lines("stdout, its end", texts["stdout"])
+    yield from _format_lines("stderr, its end", texts["stderr"])
+    if len(texts["status"]) > 1:
+        yield from _format_lines("STATUS", texts["status"])
+    yield from _format_lines("could not be read", reader.problems)
+
+
+def _format_group(row, group):
+    """Yield a title and a line for each value of a group; arguments that are not the default have a star."""
+    columns = [column for column in row if column.startswith(group + ".")]
+    names = {column: _show_controls(column[len(group) + 1 :]) for column in columns}
+    longest = max(map(_width, names.values()), default=0)
+    yield ""
+    yield group + (" (* is not the default)" if group == "args" else "") + ("" if columns else ": none")
+    for column in columns:
+        is_changed = "default_" + column in row and _is_changed(row, column)
+        text = _format_values([row[column]], 15)[0]
+        if is_changed:
+            text += f"  (default {_format_values([row['default_' + column]], 15)[0]})"
+        yield f"{'*' if is_changed else ' '} {names[column]}{' ' * (longest - _width(names[column]))}  {text}"
+
+
+def _format_lines(title, lines):
+    """Yield a title and lines, unless they are empty."""
+    lines = [_show_controls(line.rstrip("\r").rpartition("\r")[2]) for line in lines]
+    while lines and not lines[-1]:
+        lines.pop()
+    if lines:
+        yield ""
+        yield title
+        yield from ("  " + line for line in lines)
+
+
+# === Running ==================================================================
+# Record any command: its stdout and stderr are pipes, with this process in the middle.
+
+_CHUNK = 1 << 16
+_FORWARDED = ("SIGTERM", "SIGHUP", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGUSR2")
+
+
+def _parse_command(words):
+    """Take `--name value` and `--name=value` out of a command's words; an option without a value is True."""
+    args = {}
+    for word, following in zip(words, words[1:] + ["--"]):
+        match = re.match(r"--([A-Za-z][^=]*)(?:=(.*))?\Z", word, re.DOTALL)
+        if match:
+            name, value = match.groups()
+            if value is None and not following.startswith("--"):
+                value = following
+            args[name] = True if value is None else _parse_number(value)
+    return args
+
+
+def _parse_number(text):
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+class _Pump:
+    """Passes on what comes out of pipes: to this process's own streams, and to a record."""
+
+    def __init__(self, capture, pipes):
+        import selectors
+        import signal
+
+        self._capture = capture
+        self._selector = selectors.DefaultSelector()
+        for source, name, target in pipes:
+            self._selector.register(source, selectors.EVENT_READ, (name, target))
+        # Every signal that Python has a handler for, SIGCHLD above all, writes a byte into this pipe.
+        self._wake_reader, wake_writer = os.pipe()
+        os.set_blocking(wake_writer, False)
+        signal.signal(signal.SIGCHLD, lambda signum, frame: None)
+        signal.set_wakeup_fd(wake_writer)
+        self._selector.register(self._wake_reader, selectors.EVENT_READ, None)
+
+    def is_open(self):
+        return len(self._selector.get_map()) > 1
+
+    def pass_on(self, timeout_s=None):
+        """Wait for output or a signal, and pass on a chunk; returns what came: "output", "signal" or None."""
+        came = None
+        for key, _ in self._selector.select(timeout_s):
+            if key.data is None:
+                os.read(self._wake_reader, _CHUNK)
+                return "signal"
+            came = "output"
+            self._pass_chunk(key.fd, *key.data)
+        return came
+
+    def _pass_chunk(self, source, name, target):
+        data = os.read(source, _CHUNK)
+        self._capture.record(name, data)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(target, view) :]
+        except OSError:
+            data = b""  # Nobody reads our output any more: the command is to notice, as it would without us.
+        if not data:
+            self._selector.unregister(source)
+            os.close(source)
+
+
+def _forward_signals(process_ids):
+    """Hand signals on to the process in *process_ids*, while there is one."""
+    import signal
+
+    def forward(signum, frame):
+        # Ctrl-C at a terminal reaches the command by itself: it would get it twice.
+        is_by_terminal = signum in (signal.SIGINT, signal.SIGQUIT) and _is_in_foreground()
+        for process_id in process_ids:
+            if not is_by_terminal:
+                os.kill(process_id, signum)
+
+    for signum in [getattr(signal, name) for name in _FORWARDED]:
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, forward)
+
+
+def _is_in_foreground():
+    try:
+        return os.tcgetpgrp(0) == os.getpgrp()
+    except OSError:
+        return False
+
+
+def _start_command(command, capture):
+    """Start *command* with a pipe for each of its two streams; returns (Popen, _Pump)."""
+    import subprocess
+
+    (stdout, stdout_writer), (stderr, stderr_writer) = os.pipe(), os.pipe()
+    try:
+        process = subprocess.Popen(command, stdout=stdout_writer, stderr=stderr_writer)
+    finally:
+        os.close(stdout_writer)
+        os.close(stderr_writer)
+    return process, _Pump(capture, [(stdout, "stdout", 1), (stderr, "stderr", 2)])
+
+
+def _wait_for_command(process, pump):
+    """Pass on output until *process* has ended; returns its wait status and resource usage."""
+    while True:
+        ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if ended:
+            process.returncode = status  # Popen must not wait again
+            break
+        while pump.pass_on() != "signal":
+            pass
+    while pump.is_open() and pump.pass_on(timeout_s=0):
+        pass
+    return status, usage
+
+
+def _serve_daemons(pump):
+    """Go on passing output on in a process of its own, while daemons of the command hold the pipes open."""
+    if not pump.is_open() or os.fork():
+        return
+    try:
+        while pump.is_open():
+            pump.pass_on()
+    finally:
+        os._exit(0)
+
+
+def _name_signal(number):
+    import signal
+
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"  # a real-time signal
+
+
+def _describe_exit(status):
+    """Put a wait status into a STATUS text and a shell's exit code."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        return f"ERROR\nkilled by {_name_signal(number)} at {_local_time()}", 128 + number
+    code = os.WEXITSTATUS(status)
+    return (f"ERROR\nexit code {code}" if code else "SUCCESS"), code
+
+
+def _describe_usage(usage, wall_s):
+    scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
+    return {
+        "peak-memory-bytes": usage.ru_maxrss * scale,
+        "cpu-seconds": round(usage.ru_utime + usage.ru_stime, 6),
+        "wall-seconds": round(wall_s, 6),
+    }
+
+
+def _record_command(command, own):
+    """Run *command* as an experiment, *own* being Experiment's arguments; returns the exit code."""
+    process_ids: "List[int]" = []
+    _forward_signals(process_ids)
+    sys.argv = command  # what the record calls the command
+    experiment = Experiment(_parse_command(command[1:]), None, **own)
+    if experiment._attempt is None:
+        os.execvp(command[0], command)
+    start = time.monotonic()
+    try:
+        process, pump = _start_command(command, experiment._capture)
+    except OSError as error:
+        experiment.finish(f"ERROR\n{command[0]} can't be run: {_explain(error)}")
+        _warn(f"{command[0]} can't be run: {_explain(error)}.")
+        return 126
+    process_ids.append(process.pid)
+    status, usage = _wait_for_command(process, pump)
+    del process_ids[:]
+    _serve_daemons(pump)
+    experiment.metadata["usage"] = _describe_usage(usage, time.monotonic() - start)
+    text, code = _describe_exit(status)
+    experiment.finish(text)
+    return code
+
+
+def _run(words):
+    """Record a command; returns its exit code."""
+    import argparse
+    from shutil import which
+
+    parser = argparse.ArgumentParser(
+        prog="meticulous run",
+        usage="%(prog)s [options] -- COMMAND [ARGUMENT ...]",
+        description="Record any command: its arguments, output, exit code or signal, memory and time.",
+        epilog="The exit code is the command's, or 128 + n for a signal.",
+    )
+    Experiment.add_argument_group(parser)
+    position = words.index("--") if "--" in words else len(words)
+    own, command = vars(parser.parse_args(words[:position])), words[position + 1 :]
+    if not command:
+        parser.error("name a command, behind --")
+    if which(command[0]) is None:
+        _warn(f"{command[0]} can't be found: is it on PATH?")
+        return 127
+    return _record_command(command, own)
+
+
+# === Command line =============================================================
+# List, show and compare experiments.
+
+_FOUND, _NOTHING_FOUND, _WRONG = 0, 1, 2
+_TAIL_LINES = 10
+_FRONT = ["header.expid", "header.status", "header.start_time", "header.duration"]
+
+
+class _NothingFound(QueryException):
+    """What was asked for is not there, which has an exit code of its own."""
+
+
+def _print(text):
+    """Print *text*, with escapes for what stdout's encoding lacks."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def _make_parser(name, epilog):
+    import argparse
+
+    def make_formatter(prog):
+        # Given a width, it need not import shutil to ask the terminal.
+        return argparse.RawDescriptionHelpFormatter(prog, max_help_position=27, width=79)
+
+    parser = argparse.ArgumentParser(
+        prog=f"meticulous {name}".strip(),
+        description=_COMMANDS[name][1],
+        epilog=epilog,
+        formatter_class=make_formatter,
+    )
+    add = parser.add_argument
+    add("--json", action="store_true", help='print JSON: {"rows": [{"args.lr": 0.1, ...}], ...}')
+    add("--project-directory", metavar="DIR", default="", help="look for 'experiments' from here upwards")
+    return parser
+
+
+def _parse_ids(name, words, *positionals):
+    """Parse the options of a command on single experiments."""
+    parser = _make_parser(name, "An ID may be shortened as long as it is unambiguous; -1 is the latest.")
+    parser.add_argument("--experiments-directory", metavar="DIR", help="where the experiments are")
+    if name == "show":
+        parser.add_argument("--job", metavar="JOB", help="instead of an ID, a Slurm job: 1234 or 1234_7")
+    for positional in positionals:
+        parser.add_argument(positional, metavar=positional, nargs="?" if name == "show" else None)
+    return parser.parse_args(words)
+
+
+def _read_one(options, text, job=None):
+    """Find one experiment, by its ID or its job."""
+    if (text is None) == (job is None):
+        raise QueryException("Name one experiment, by its ID or by --job.")
+    directory = options.experiments_directory or _find_directory(options.project_directory)
+    reader = _find_job(directory, job) if job else _find_experiment(directory, text)
+    if reader is None:
+        what = f"of job {job}" if job else repr(text)
+        raise _NothingFound(f"There is no experiment {what} in {directory}.")
+    row = _flatten(reader.df_vars(), 0)
+    row["header.duration"] = reader.duration
+    return reader, row
+
+
+def _path(words):
+    options = _parse_ids("path", words, "ID")
+    path = os.path.abspath(_read_one(options, options.ID)[0].curexpdir)
+    row = {"header.expid": os.path.basename(path), "path": path}
+    _print(_format_json([row], list(row)) if options.json else path + "\n")
+    return _FOUND
+
+
+def _show(words):
+    options = _parse_ids("show", words, "ID")
+    reader, row = _read_one(options, options.ID, options.job)
+    texts = {"status": (reader._read("STATUS") or b"").decode("utf-8", "replace").split("\n")}
+    for name in ("stdout", "stderr"):
+        texts[name] = _read_tail(os.path.join(reader.curexpdir, name), _TAIL_LINES)
+    if options.json:
+        _print(_format_json([row], list(row), problems=_collect_problems([reader]), **texts))
+    else:
+        _print("\n".join(_format_experiment(reader, row, texts)) + "\n")
+    return _FOUND
+
+
+def _diff(words):
+    options = _parse_ids("diff", words, "A", "B")
+    readers, rows = zip(_read_one(options, options.A), _read_one(options, options.B))
+    differences, stat = _find_differences_of(rows), _diff_commits(readers)
+    if options.json:
+        more = {
+            "differences": differences,
+            "stat": stat,
+            "problems": _collect_problems(readers),
+        }
+        _print(_format_json(rows, _find_columns(rows), **more))
+    else:
+        _print("\n".join([*_format_differences(differences), *map(_show_controls, stat.split("\n"))]) + "\n")
+    return _FOUND
+
+
+def _parse_listing(words):
+    commands = "".join(f"  {name:6}{help}\n" for name, (_, help) in _COMMANDS.items() if name)
+    parser = _make_parser(
+        "",
+        f"commands (meticulous COMMAND --help tells more):\n{commands}\n"
+        "Columns are named header.status, args.lr, summary.loss; see --list_columns.\n"
+        "Exit code: 0 fine, 1 nothing found, 2 wrong use or error.",
+    )
+    add = parser.add_argument
+    # fmt: off
+    add("experiments_directory", metavar="DIRECTORY", nargs="?", help="default: the project's 'experiments'")
+    add("--filter", metavar="EXPRESSION", help="only rows where it is true: 'args.lr < 1 and args.seed == 3'")
+    add("--groupby", metavar="COLUMN", nargs="+", help="a row for each value: mean, std, count of numbers")
+    add("--sort", metavar="COLUMN", nargs="+", default=[], help="sort, largest first")
+    add("--sort_reverse", metavar="COLUMN", nargs="+", default=[], help="sort, smallest first")
+    add("--tail", metavar="N", type=int, help="only the last N rows")
+    add("--columns", metavar="PREFIX", nargs="+", help="only columns whose names begin so")
+    add("--args", choices=["none", "truncated", "non-default", "all"], help="which arguments to show")
+    add("--list_columns", action="store_true", help="print the names of the columns")
+    add("--normalize_json_values", metavar="N", type=int, default=0, help="make N levels of dicts columns")
+    add("--flat_cols", action="store_true", help="write titles as names: args.lr")
+    add("--export", metavar="FILE", help="write FILE.csv, .json, .md, .tex, or .pd (a pickle; needs pandas)")
+    add("--version", action="store_true", help="print the version, and git's hash of this very file")
+    # fmt: on
+    options = parser.parse_args(words)
+    if options.export and _find_ending(options.export) not in {*_FORMATS, "pd"}:
+        parser.error(f"--export {options.export!r}: the ending is one of .{', .'.join(_FORMATS)}, .pd")
+    if (options.tail or 0) < 0 or options.normalize_json_values < 0:
+        parser.error("--tail and --normalize_json_values take no negative numbers")
+    options.is_for_people = not (options.columns or options.export or options.json or options.list_columns)
+    return options
+
+
+def _describe_version():
+    """Give the version, and the name that git has for this very file, so that an edited copy shows."""
+    from hashlib import sha1
+
+    content = _read_bytes(__file__)
+    sha = sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    return f"meticulous {__version__}, git blob {sha}"
+
+
+def _list(words):
+    options = _parse_listing(words)
+    if options.version:
+        _print(_describe_version() + "\n")
+        return _FOUND
+    directory = options.experiments_directory or _find_directory(options.project_directory)
+    rows, problems = _load_rows(directory, _plan_columns(options), options.normalize_json_values)
+    rows, columns = _choose_rows(rows, _find_columns(rows), options)
+    if not rows:
+        _warn(f"there are no{' such' if options.filter else ''} experiments in {directory}")
+    _write_listing(rows, columns, problems, options)
+    return _FOUND if rows else _NOTHING_FOUND
+
+
+def _plan_columns(options):
+    """List the beginnings of the names of the columns that are needed; None: all."""
+    if not options.columns and not options.is_for_people:
+        return None
+    names = options.columns or [*_FRONT, "header.status_message", "args.", "default_args.", "summary."]
+    names = names + options.sort + options.sort_reverse + (options.groupby or [])
+    if not all(any(_find_needs([name])) for name in names):
+        return None
+    return names + re.findall(r"[\w.]+", options.filter or "") + (["default_args."] if options.args else [])
+
+
+def _choose_rows(rows, columns, options):
+    """Filter, group, sort and cut *rows*, and choose the columns to show: both."""
+    if options.filter:
+        rows = _filter_rows(rows, columns, options.filter)
+    if not rows:
+        return [], []
+    keys = [_resolve_column(rows, columns, name) for name in options.groupby or []]
+    if keys:
+        rows = _group_rows(rows, columns, keys)
+        columns = keys + [column for column in _find_columns(rows) if column not in keys]
+    for names, descending in ((options.sort_reverse, False), (options.sort, True)):
+        rows = _sort_rows(rows, [_resolve_column(rows, columns, name) for name in names], descending)
+    if options.tail is not None:
+        rows = rows[len(rows) - min(options.tail, len(rows)) :]
+    return rows, _choose_view(rows, columns, keys, options)
+
+
+def _choose_view(rows, columns, keys, options):
+    """Choose the columns to show of *columns*; those that rows are grouped by are *keys*."""
+    columns = _choose_args(rows, columns, options.args)
+    if options.columns:
+        return _choose_columns(rows, columns, options.columns)
+    if not options.is_for_people:
+        return columns
+    if keys:
+        return [c for c in columns if c in keys or c == "header.expid.count" or c.startswith("summary.")]
+    others = [column for column in columns if column.startswith(("args", "summary."))]
+    return _FRONT + (others if options.args else _drop_defaults(rows, others))
+
+
+def _write_listing(rows, columns, problems, options):
+    if options.export:
+        _export(options.export, rows, columns, options.normalize_json_values, options.flat_cols)
+        _warn(f"wrote {len(rows)} rows to {options.export}")
+    elif options.json:
+        more = {"columns": columns} if options.list_columns else {"problems": problems}
+        _print(_format_json([] if options.list_columns else rows, columns, **more))
+    elif options.list_columns:
+        _print("".join(_show_controls(column) + "\n" for column in columns))
+    else:
+        _print("".join(line + "\n" for line in _format_listing(rows, columns, problems, options)))
+
+
+def _format_listing(rows, columns, problems, options):
+    """Format a table for the terminal that stdout is, or for a pipe, which has no width and no colors."""
+    is_terminal, is_short = sys.stdout.isatty(), options.is_for_people and not options.groupby
+    messages = []
+    if is_short:
+        messages = [row.get("header.status_message") or "" for row in rows]
+        _shorten_times(rows)
+    width = height = None
+    if is_terminal:
+        from shutil import get_terminal_size
+
+        width, height = get_terminal_size()
+    colors = is_terminal and not os.environ.get("NO_COLOR")
+    lines = _format_table(rows, columns, width, height, options.flat_cols, colors, messages) if rows else []
+    if is_terminal and is_short:
+        lines.append(_count_by_status(rows))
+    if problems:
+        shown = [f"{name} ({'; '.join(notes)})" for name, notes in list(problems.items())[:5]]
+        more = ", ..." if len(problems) > 5 else "."
+        lines.append(_show_controls(f"{len(problems)} could not be read whole: {', '.join(shown)}{more}"))
+    return lines
+
+
+_COMMANDS = {
+    "": (_list, "List experiments: what differs, and what came of it."),
+    "show": (_show, "Show everything about one experiment."),
+    "diff": (_diff, "Compare two experiments: arguments, results and commits."),
+    "run": (_run, "Record any command: run [OPTIONS] -- COMMAND [ARGUMENT ...]"),
+    "path": (_path, "Print the path of an experiment's folder."),
+}
+
+
+def main(argv: "Optional[Sequence[str]]" = None) -> int:
+    """List, show or compare experiments, as the command line does; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    name = words.pop(0) if words and words[0] in _COMMANDS else ""
+    try:
+        code = _COMMANDS[name][0](words)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # `| head` has seen enough. Python flushes stdout once more when it ends, and that must not fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _FOUND
+    except MeticulousException as error:
+        _warn(str(error))
+        return _NOTHING_FOUND if isinstance(error, _NothingFound) else _WRONG
+
+
+if __name__ == "__main__":
+    sys.exit(main())
