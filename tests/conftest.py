@@ -1,0 +1,192 @@
+"""What every test may use: a real git repository, and real interpreters on scripts in it."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+FOREIGN = ("COVERAGE_RCFILE", "LANGUAGE", "LOCAL_RANK", "RANK", "WORLD_SIZE", "XDG_CONFIG_HOME")
+FOREIGN_PREFIXES = (
+    "GIT_",
+    "LC_",
+    "METICULOUS_",
+    "OMPI_",
+    "PMI_",
+    "PMIX_",
+    "SLURM_",
+    "SLURMD_",
+    "TORCHELASTIC_",
+)
+
+
+class Result:
+    """How a script ended: .code (minus the signal's number), .stdout and .stderr as text, line ends kept."""
+
+    def __init__(self, code, stdout, stderr):
+        self.code = code
+        self.stdout = stdout.decode("utf-8", "surrogateescape")
+        self.stderr = stderr.decode("utf-8", "surrogateescape")
+
+    def __repr__(self):
+        return f"code {self.code}\n--- stdout\n{self.stdout}\n--- stderr\n{self.stderr}"
+
+
+class Script(subprocess.Popen):
+    """A running script, leader of a process group of its own.
+
+    Its pipes are bytes without a buffer: a test can wait for `stdout.readline()` and then ask for `result()`.
+    """
+
+    def result(self, timeout=60):
+        """Wait for the end; kill the whole group and raise TimeoutExpired if that takes too long."""
+        try:
+            stdout, stderr = self.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired as error:
+            self.kill_group()
+            stdout, stderr = self.communicate()
+            raise AssertionError(f"{error}\n{Result(self.returncode, stdout, stderr)}") from error
+        return Result(self.returncode, stdout or b"", stderr or b"")
+
+    def kill_group(self):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+
+class Repo:
+    """A git repository with one commit, and the means to work in it as a user does."""
+
+    def __init__(self, path, module_folder):
+        self.path = path
+        self.module_folder = module_folder
+        self.scripts = []
+        path.mkdir(parents=True, exist_ok=True)
+        self.git("init", "--quiet")
+        self.git("config", "user.name", "Test User")
+        self.git("config", "user.email", "test@example.com")
+        self.write("README", "A project under test.\n")
+        self.commit("First commit")
+
+    def write(self, name, text):
+        """Write *text* (or bytes) to the file *name*, making its folders, and return its path."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape"))
+        return path
+
+    def git(self, *arguments):
+        """Run git here and return what it printed; its failure is the test's."""
+        process = subprocess.Popen(
+            ["git"] + [str(argument) for argument in arguments],
+            cwd=str(self.path),
+            env=self.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        stdout, stderr = process.communicate()
+        result = Result(process.returncode, stdout, stderr)
+        assert result.code == 0, f"git {arguments}: {result}"
+        return result.stdout
+
+    def commit(self, message="Change", *names):
+        """Commit everything, or only *names*, if there is a change in it; hooks and signing are left out."""
+        self.git("add", "--all", "--force" if names else "--verbose", "--", *(names or ["."]))
+        if self.git("status", "--porcelain", "--untracked-files=no", "--", *names):
+            self.git(
+                "-c", "core.hooksPath=/dev/null", "-c", "commit.gpgSign=false",
+                "commit", "--quiet", "--message", message, "--", *names,
+            )  # fmt: skip
+
+    def environment(self, changes=None):
+        """Give a child's environment: ours without PYTHON*, and *changes* (None takes a name away)."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        environment["PYTHONPATH"] = str(self.module_folder)
+        environment.update(changes or {})
+        return {name: str(value) for name, value in environment.items() if value is not None}
+
+    def popen(
+        self, source, *arguments, name="script.py", python=sys.executable, env=None, options=(), **keywords
+    ):
+        """Write *source* to the script *name* and commit it (None: as it is), and start *python* on it.
+
+        *options* are the interpreter's; *keywords* are Popen's, for example cwd or stdin.
+        """
+        if source is not None:
+            self.write(name, textwrap.dedent(source))
+            self.commit("Add " + name, name)
+        keywords.setdefault("cwd", str(self.path))
+        keywords.setdefault("stdin", subprocess.DEVNULL)
+        keywords.setdefault("stdout", subprocess.PIPE)
+        keywords.setdefault("stderr", subprocess.PIPE)
+        keywords.setdefault("start_new_session", True)
+        command = [str(python)] + list(options) + [str(self.path / name)] + [str(word) for word in arguments]
+        script = Script(command, env=self.environment(env), bufsize=0, **keywords)
+        self.scripts.append(script)
+        return script
+
+    def run(self, source, *arguments, timeout=60, **keywords):
+        """Do what popen() does, wait for the end, and return its Result."""
+        return self.popen(source, *arguments, **keywords).result(timeout)
+
+    def experiment(self, experiment_id):
+        """Give the path of an experiment's folder in the default place."""
+        return self.path / "experiments" / str(experiment_id)
+
+    def close(self):
+        for script in self.scripts:
+            script.kill_group()
+            script.wait()
+            for pipe in (script.stdin, script.stdout, script.stderr):
+                if pipe:
+                    pipe.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet_environment(tmp_path_factory):
+    """Take what the user's or the system's settings could change out of this process and its children."""
+    before = dict(os.environ)
+    for name in before:
+        if name in FOREIGN or name.startswith(FOREIGN_PREFIXES):
+            del os.environ[name]
+    os.environ.update(HOME=str(tmp_path_factory.mktemp("home")), GIT_CONFIG_NOSYSTEM="1", LANG="C.UTF-8")
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def module_folder(tmp_path_factory):
+    """Give a folder that holds meticulous.py and nothing else, for PYTHONPATH."""
+    folder = tmp_path_factory.mktemp("module")
+    try:
+        (folder / "meticulous.py").symlink_to(PROJECT / "meticulous.py")  # a link, so that coverage knows it
+    except OSError:
+        shutil.copy(str(PROJECT / "meticulous.py"), str(folder))
+    return folder
+
+
+@pytest.fixture
+def make_repo(module_folder):
+    """Give a function that makes another Repo in an empty or new folder."""
+    repos = []
+
+    def make(path):
+        repos.append(Repo(Path(str(path)), module_folder))
+        return repos[-1]
+
+    yield make
+    for repo in repos:
+        repo.close()
+
+
+@pytest.fixture
+def repo(make_repo, tmp_path):
+    """Give a Repo in tmp_path / "repo"."""
+    return make_repo(tmp_path / "repo")
