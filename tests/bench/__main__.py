@@ -1,0 +1,421 @@
+"""Measure what recording costs: `python tests/bench [--write]` prints one Markdown table.
+
+Every figure is a ratio of two things that were measured in turn, in one run: the median over the rounds, and
+its quartiles in parentheses. CPU is what the operating system accounts for the finished process and its
+children. What is measured runs without PYTHON* variables, with its bytecode cached, each tracker in an
+environment of its own.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+SCRIPTS = Path(__file__).resolve().parent / "scripts"
+PROJECT = SCRIPTS.parent.parent.parent
+BEGIN, END = "<!-- benchmark: begin -->\n", "<!-- benchmark: end -->"
+PEERS = ("sacred", "dvclive")
+DOC = "one trivial experiment"
+
+
+class Bench:
+    """A folder with environments and repositories, and the table that grows."""
+
+    def __init__(self, folder, python, rounds):
+        self.folder = folder
+        self.python = python
+        self.rounds = rounds
+        self.versions = {}
+        self.lines = []
+        self.pythons = {"": self.make_environment("bare", "--without-pip")}
+        (folder / ".gitconfig").write_text("[user]\n\tname = Bench\n\temail = bench@example.com\n")
+        self.modules = folder / "modules"
+        self.modules.mkdir()
+        for path in (PROJECT / "meticulous.py", SCRIPTS / "floor.py"):
+            shutil.copy(str(path), str(self.modules))
+
+    def make_environment(self, name, *options):
+        environment = self.folder / name
+        subprocess.check_call([self.python, "-m", "venv", *options, str(environment)])
+        return str(environment / "bin" / "python")
+
+    def install_peer(self, name):
+        """Give the version of a peer, installed at its first use; None if it can't be."""
+        if name not in self.versions:
+            python = self.make_environment(name)
+            install = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", name]
+            done = subprocess.call(install, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) == 0
+            listing = json.loads(subprocess.check_output([python, "-m", "pip", "list", "--format=json"]))
+            found = [package["version"] for package in listing if package["name"] == name]
+            self.versions[name] = found[0] if done and found else None
+            self.pythons[name] = python
+        return self.versions[name]
+
+    def make_repo(self, name, files=20):
+        """Make a repository with the scripts and as many files as asked for, ready to record in."""
+        repo = self.folder / name
+        (repo / "data").mkdir(parents=True)
+        for path in SCRIPTS.glob("*.py"):
+            shutil.copy(str(path), str(repo))
+        for number in range(files - len(list(repo.glob("*.py"))) - 1):
+            (repo / "data" / f"{number}.txt").write_text(f"{number}\n")
+        (repo / ".gitignore").write_text("__pycache__\nexperiments\n")
+        self.git(repo, "init", "--quiet")
+        self.git(repo, "add", "--all")
+        self.git(
+            repo, "-c", "user.name=B", "-c", "user.email=b@example.com", "commit", "--quiet", "-m", "All"
+        )
+        # An index that is as old as its files makes git read them all, each time.
+        time.sleep(1.1)
+        self.git(repo, "status", "--short")
+        (repo / "experiments").mkdir()
+        return repo
+
+    def git(self, repo, *arguments):
+        subprocess.check_call(
+            ["git", *arguments], cwd=str(repo), env=self.environment(), stdout=subprocess.DEVNULL
+        )
+
+    def environment(self):
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "GIT_"))}
+        return dict(kept, PYTHONPATH=str(self.modules), HOME=str(self.folder), GIT_CONFIG_NOSYSTEM="1")
+
+    def command(self, script, *arguments, peer=""):
+        return [self.pythons[peer], script, *map(str, arguments)]
+
+    def start(self, command, repo, **keywords):
+        keywords = dict(
+            {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL},
+            **keywords,
+        )
+        return subprocess.Popen(command, cwd=str(repo), env=self.environment(), **keywords)
+
+    def measure(self, command, repo):
+        """Run *command* and give its (CPU, wall) seconds."""
+        errors = self.folder / "errors"
+        with errors.open("w") as file:
+            began = time.perf_counter()
+            process = self.start(command, repo, stderr=file)
+            _, status, usage = os.wait4(process.pid, 0)
+            wall = time.perf_counter() - began
+        process.returncode = status
+        if status:
+            raise SystemExit(f"{command} in {repo} failed:\n{errors.read_text()}")
+        return usage.ru_utime + usage.ru_stime, wall
+
+    def compare(self, commands, rounds=None, times=1):
+        """Measure {name: (command, repo)} in turn; give {name: [(CPU, wall) of each round]}."""
+        samples = {name: [] for name in commands}
+        for name in commands:
+            self.measure(*commands[name])  # writes the bytecode
+        for number in range(rounds or self.rounds):
+            names = list(commands)
+            for name in names[number % len(names) :] + names[: number % len(names)]:
+                runs = [self.measure(*commands[name]) for _ in range(times)]
+                samples[name].append(tuple(map(sum, zip(*runs))))
+        return samples
+
+    def add(self, row, what, against, ratios, goal=None):
+        """Add a line to the table from lists of (CPU, wall) ratios."""
+        cpu, wall = zip(*ratios)
+        verdict = judge(statistics.median(cpu), goal)
+        self.add_line(
+            row,
+            what,
+            against,
+            format_spread(cpu),
+            format_spread(wall),
+            f"≤ {goal:.2f}" if goal else "",
+            verdict,
+        )
+
+    def add_line(self, *cells):
+        self.lines.append("| " + " | ".join(cells) + " |")
+        print(self.lines[-1], file=sys.stderr, flush=True)
+
+
+def judge(value, goal):
+    if goal is None:
+        return ""
+    return "met" if value <= goal * 1.005 else f"missed by {100 * (value / goal - 1):.0f} %"
+
+
+def format_spread(values):
+    low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+    return f"{statistics.median(values):.2f} ({low:.2f}–{high:.2f})"
+
+
+def divide(samples, over):
+    return [(cpu / base_cpu, wall / base_wall) for (cpu, wall), (base_cpu, base_wall) in zip(samples, over)]
+
+
+def subtract(samples, less):
+    return [(cpu - less_cpu, wall - less_wall) for (cpu, wall), (less_cpu, less_wall) in zip(samples, less)]
+
+
+def bench_a(bench):
+    """One trivial experiment, whole process."""
+    for files in (20, 20000):
+        commands = {}
+        for name in ("plain", "floor", "ours"):
+            commands[name] = (
+                bench.command(f"trivial_{name}.py"),
+                bench.make_repo(f"a-{files}-{name}", files),
+            )
+        samples = bench.compare(commands, times=3)
+        what = f"{DOC}, {files:,} files"
+        bench.add(
+            "a", what, "the files and git calls by hand", divide(samples["ours"], samples["floor"]), 1.10
+        )
+        bench.add("a", what, "the script without it", divide(samples["ours"], samples["plain"]))
+    for peer in PEERS:
+        if bench.install_peer(peer):
+            repos = {name: bench.make_repo(f"a-{peer}-{name}") for name in ("plain", peer)}
+            commands = {
+                "plain": (bench.command("trivial_plain.py"), repos["plain"]),
+                peer: (bench.command(f"trivial_{peer}.py", peer=peer), repos[peer]),
+            }
+            samples = bench.compare(commands, rounds=5)
+            bench.add(
+                "a",
+                f"{peer} {bench.versions[peer]}: the same",
+                "the script without it",
+                divide(samples[peer], samples["plain"]),
+            )
+
+
+def bench_b(bench):
+    """Import."""
+    repo = bench.make_repo("b")
+    samples = bench.compare(
+        {name: (bench.command(f"import_{name}.py"), repo) for name in ("plain", "ours")}, times=5
+    )
+    bench.add("b", "import", "argparse and json alone", divide(samples["ours"], samples["plain"]), 1.25)
+
+
+def bench_c(bench):
+    """A million lines through the tee."""
+    goal = 2.75 if "3.6." in platform_python(bench.python) else 2.0
+    commands = {
+        name: (bench.command(f"lines_{name}.py"), bench.make_repo(f"c-{name}")) for name in ("plain", "ours")
+    }
+    if bench.install_peer("sacred"):
+        commands["sacred"] = (bench.command("lines_sacred.py", peer="sacred"), bench.make_repo("c-sacred"))
+    samples = bench.compare(commands, rounds=7)
+    bench.add(
+        "c", "1,000,000 lines printed", "without capture", divide(samples["ours"], samples["plain"]), goal
+    )
+    if "sacred" in commands:
+        what = f"sacred {bench.versions['sacred']} (mode sys): the same"
+        bench.add("c", what, "without capture", divide(samples["sacred"], samples["plain"]))
+
+
+def bench_d(bench):
+    """Start among many experiments."""
+    repo = bench.make_repo("d")
+    counts = (10, 1000, 10000, 100000)
+    with (repo / ".gitignore").open("a") as file:
+        file.write("".join(f"experiments-{count}\n" for count in counts))
+    bench.git(
+        repo, "-c", "user.name=B", "-c", "user.email=b@example.com", "commit", "--quiet", "-am", "Ignore"
+    )
+    commands = {}
+    for count in counts:
+        directory = repo / f"experiments-{count}"
+        directory.mkdir()
+        for number in range(1, count + 1):
+            (directory / str(number)).mkdir()
+        for name in ("ours", "list"):
+            commands[name, count] = (bench.command(f"start_{name}.py", directory.name), repo)
+    samples = bench.compare(commands, times=3)
+    for count in counts[1:]:
+        what = f"start among {count:,} experiments"
+        bench.add("d", what, "among 10", divide(samples["ours", count], samples["ours", 10]))
+    growth = {name: subtract(samples[name, counts[-1]], samples[name, 10]) for name in ("ours", "list")}
+    bench.add(
+        "d",
+        "what 100,000 experiments add to a start",
+        "to listing their names",
+        divide(growth["ours"], growth["list"]),
+        1.2,
+    )
+
+
+def count_experiments(bench, name, repo):
+    """Let 64 processes make 10 experiments each at one moment; give (experiments made, processes failed)."""
+    read_end, write_end = os.pipe()
+    command = bench.command(f"many_{name}.py", peer="" if name == "ours" else name)
+    processes = [bench.start(command, repo, stdin=read_end) for _ in range(64)]
+    os.close(read_end)
+    time.sleep(5)  # until all have imported what they need
+    os.close(write_end)
+    failed = sum(process.wait() != 0 for process in processes)
+    folders = [path for path in (repo / "experiments").iterdir() if path.name.isdigit()]
+    ended = {"ours": ("STATUS", "SUCCESS"), "sacred": ("run.json", '"COMPLETED"')}[name]
+    whole = [
+        path for path in folders if (path / ended[0]).exists() and ended[1] in (path / ended[0]).read_text()
+    ]
+    return len(whole), failed
+
+
+def bench_e(bench):
+    """Races."""
+    what = "64 processes, 10 experiments each"
+    made, failed = count_experiments(bench, "ours", bench.make_repo("e-ours"))
+    verdict = "met" if (made, failed) == (640, 0) else "missed"
+    bench.add_line(
+        "e", what, "640 experiments, no error", f"{made} experiments, {failed} errors", "", "640, 0", verdict
+    )
+    if bench.install_peer("sacred"):
+        made, failed = count_experiments(bench, "sacred", bench.make_repo("e-sacred"))
+        what = f"sacred {bench.versions['sacred']}: the same"
+        bench.add_line(
+            "e", what, "640 experiments, no error", f"{made} experiments, {failed} errors", "", "", ""
+        )
+
+
+def multiply_experiment(folder, count):
+    """Make *count* finished experiments out of one, differing in what a table shows."""
+    texts = {path.name: path.read_text() for path in folder.iterdir()}
+    for number in range(2, count + 1):
+        copy = folder.parent / str(number)
+        copy.mkdir()
+        changed = dict(texts)
+        for name, key, value in (("args.json", "lr", number / 7), ("summary.json", "loss", 7 / number)):
+            changed[name] = json.dumps(dict(json.loads(texts[name]), **{key: value}), indent=4)
+        for name, text in changed.items():
+            (copy / name).write_text(text)
+
+
+def bench_f(bench):
+    """Listing."""
+    for count in (1000, 10000):
+        repo = bench.make_repo(f"f-{count}")
+        bench.measure(bench.command("trivial_ours.py"), repo)
+        multiply_experiment(repo / "experiments" / "1", count)
+        commands = {"ours": (bench.command("command.py", "experiments"), repo)}
+        commands["load"] = (bench.command("table_load.py", "experiments"), repo)
+        samples = bench.compare(commands, rounds=9)
+        bench.add(
+            "f",
+            f"table of {count:,} experiments",
+            "a loop that loads their files",
+            divide(samples["ours"], samples["load"]),
+            1.0,
+        )
+
+
+def bench_g(bench):
+    """Recording a command."""
+    repo = bench.make_repo("g")
+    lines = bench.command("lines_plain.py")
+    commands = {
+        "run": (bench.command("command.py", "run", "--", *lines), repo),
+        "tee": (["sh", "-c", '"$@" | tee lines.txt', "sh", *lines], repo),
+    }
+    samples = bench.compare(commands, rounds=7)
+    bench.add(
+        "g",
+        "`run` of a command that prints 1,000,000 lines",
+        "`command \\| tee file`",
+        divide(samples["run"], samples["tee"]),
+        1.3,
+    )
+
+
+def bench_h(bench):
+    """Peak memory."""
+    repos = {name: bench.make_repo(f"h-{name}") for name in ("plain", "ours", *PEERS)}
+    peaks = {}
+    for number in range(6):
+        for name, repo in repos.items():
+            peer = name if name in PEERS else ""
+            if peer and not bench.install_peer(peer):
+                continue
+            report = bench.folder / "peak"
+            bench.measure(bench.command("memory.py", report, f"trivial_{name}.py", peer=peer), repo)
+            if number:  # the first one writes the bytecode
+                peaks.setdefault(name, []).append(int(report.read_text()))
+    for name in ("ours", *PEERS):
+        what = f"peak memory of {DOC}" if name == "ours" else f"{name} {bench.versions[name]}: the same"
+        ratios = [peak / base for peak, base in zip(peaks[name], peaks["plain"])]
+        bench.add_line("h", what, "the script without it", format_spread(ratios) + " (memory)", "", "", "")
+
+
+def bench_i(bench):
+    """Files and bytes."""
+    repo = bench.make_repo("i")
+    bench.measure(bench.command("trivial_ours.py"), repo)
+    paths = [path for path in (repo / "experiments").rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in paths)
+    hidden = [path for path in paths if path.name.startswith(".")]
+    text = f"{len(paths) - len(hidden)} files and a hidden one for an hour, {size:,} bytes"
+    assert len(hidden) == 1
+    bench.add_line("i", f"on disk of {DOC}", "", text, "", "", "")
+
+
+def platform_python(python):
+    return (
+        subprocess.check_output([python, "-c", "import platform; print(platform.python_version())"])
+        .decode()
+        .strip()
+    )
+
+
+def make_table(bench):
+    git = subprocess.check_output(["git", "--version"]).decode().split()[2]
+    about = f"Python {platform_python(bench.python)}, git {git}, {platform.system()}, {os.cpu_count()} cores"
+    head = ["| | What | against | CPU | wall | goal | |", "|---|---|---|---|---|---|---|"]
+    return (
+        "\n".join(head + bench.lines + ["", f"{about}; {bench.rounds} rounds at most, median (quartiles)."])
+        + "\n"
+    )
+
+
+def write_table(table):
+    path = PROJECT / "README.md"
+    before, begin, rest = path.read_text("utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise SystemExit(f"{path} lacks a line {BEGIN.strip()} and then a line {END}.")
+    path.write_text(before + begin + table + end + after, "utf-8")
+
+
+def main():
+    rows = {
+        name[len("bench_") :]: function for name, function in globals().items() if name.startswith("bench_")
+    }
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--rows", default="".join(rows), help="letters of the rows to measure (default: %(default)s)"
+    )
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--python", default=sys.executable, help="the interpreter to measure with")
+    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="bench-"))
+    try:
+        bench = Bench(folder, options.python, options.rounds)
+        for row in options.rows:
+            rows[row](bench)
+    finally:
+        shutil.rmtree(str(folder), ignore_errors=True)
+    table = make_table(bench)
+    print(table)
+    if options.write:
+        write_table(table)
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        main()

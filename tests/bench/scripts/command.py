@@ -1,0 +1,5 @@
+import sys
+
+from meticulous import main
+
+sys.exit(main())

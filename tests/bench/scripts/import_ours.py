@@ -1,0 +1,4 @@
+import argparse
+import json
+
+import meticulous

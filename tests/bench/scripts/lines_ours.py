@@ -1,0 +1,5 @@
+from meticulous import Experiment
+
+with Experiment():
+    for i in range(1000000):
+        print("line", i, "of the log")

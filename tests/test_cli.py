@@ -1,0 +1,479 @@
+"""The command line answers, with exit codes that scripts can use, to people and to programs."""
+
+import csv
+import hashlib
+import json
+import os
+import struct
+import subprocess
+import sys
+
+import pytest
+from conftest import PROJECT
+from records import SHA, write_experiment
+
+import meticulous
+
+COMMAND = [sys.executable, str(PROJECT / "meticulous.py")]
+ERROR = 'ERROR\nTraceback (most recent call last):\n  File "train.py", line 3\nValueError: no such thing'
+
+
+@pytest.fixture
+def directory(tmp_path):
+    path = tmp_path / "experiments"
+    defaults = {"lr": 0.1, "seed": 0, "model": "net"}
+    for number, lr in enumerate([0.1, 0.01, 0.001], 1):
+        write_experiment(
+            path, number, {**defaults, "lr": lr}, {"loss": lr * 5}, default_args=defaults,
+            start=f"2026-03-0{number}T05:06:07.000008",
+        )  # fmt: skip
+    write_experiment(
+        path, "12", defaults, {}, ERROR, default_args=defaults, start="2026-03-09T05:06:07.000008"
+    )
+    return path
+
+
+@pytest.fixture
+def run(directory, capsys, monkeypatch):
+    """Give a function that runs main() beside the directory: exit code, stdout and stderr."""
+    monkeypatch.chdir(directory.parent)
+
+    def run_main(*words):
+        try:
+            code = meticulous.main(list(words))
+        except SystemExit as error:
+            code = error.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run_main
+
+
+def run_on_terminal(words, columns, **environment):
+    """Run the command on a terminal that is *columns* wide and give what it wrote."""
+    import fcntl
+    import pty
+    import termios
+
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    clean = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")}
+    process = subprocess.Popen(COMMAND + words, stdout=slave, env={**clean, **environment})
+    os.close(slave)
+    output = b""
+    while True:
+        try:
+            chunk = os.read(master, 4096)
+        except OSError:  # Linux: the other end is closed
+            break
+        if not chunk:
+            break
+        output += chunk
+    os.close(master)
+    assert process.wait() == 0
+    return output.decode().replace("\r\n", "\n")
+
+
+# --- the listing
+
+
+def test_the_default_view_shows_what_differs_and_what_came_of_it(run):
+    code, out, err = run("experiments")
+    assert (code, err) == (0, "")
+    lines = out.split("\n")
+    assert lines[0].split() == ["args", "summary"]
+    assert lines[1].split() == ["id", "status", "when", "took", "lr", "loss"]
+    assert lines[2].split()[:2] == ["1", "SUCCESS"]
+    assert lines[2].split()[-4:] == ["1h", "02m", "0.1", "0.5"] or "0.1" in lines[2]
+    assert lines[5].endswith("ValueError: no such thing")
+    assert len(lines) == 7
+
+
+def test_without_a_directory_it_is_that_of_the_project(run, directory, monkeypatch):
+    inside = directory.parent / "a" / "b"
+    inside.mkdir(parents=True)
+    monkeypatch.chdir(inside)
+    assert run()[1] == run(str(directory))[1]
+    monkeypatch.chdir("/")
+    assert run("--project-directory", str(inside))[1] == run(str(directory))[1]
+    (directory.parent / "a" / ".git").mkdir()
+    code, out, err = run("--project-directory", str(inside))
+    assert (code, out) == (2, "")
+    assert "name one" in err
+
+
+@pytest.mark.parametrize(
+    ("mode", "columns"),
+    [
+        ("none", ["loss"]),
+        ("non-default", ["lr", "loss"]),
+        ("all", ["lr", "seed", "model", "loss"]),
+        ("truncated", ["args", "loss"]),
+    ],
+)
+def test_args(run, mode, columns):
+    out = run("experiments", "--args", mode)[1]
+    title = [line for line in out.split("\n") if "status" in line][0]
+    assert title.split()[4:] == columns
+    assert ("lr=0.01" in out) == (mode == "truncated")
+
+
+def test_columns_sort_tail_and_filter(run):
+    words = [
+        "experiments",
+        "--columns",
+        "args.lr",
+        "header.expid",
+        "--filter",
+        "args_lr < 0.5 and args.seed == 0",
+    ]
+    assert run(*words, "--sort", "args.lr", "--tail", "2")[1].split() == [
+        "args",
+        "lr",
+        "id",
+        "0.01",
+        "2",
+        "0.001",
+        "3",
+    ]
+    assert run(*words, "--sort_reverse", "args.lr", "--tail", "2")[1].split() == [
+        "args",
+        "lr",
+        "id",
+        "0.1",
+        "1",
+        "0.1",
+        "12",
+    ]
+
+
+def test_flat_titles(run):
+    assert run("experiments", "--flat_cols", "--columns", "args.lr")[1].split("\n")[0] == "args.lr"
+
+
+def test_groups(run):
+    code, out, err = run("experiments", "--groupby", "args.lr", "--json")
+    rows = json.loads(out)["rows"]
+    assert [row["args.lr"] for row in rows] == [0.001, 0.01, 0.1]
+    assert rows[2]["summary.loss.count"] == 1
+    assert rows[2]["header.expid.count"] == 2
+    words = [
+        "experiments",
+        "--groupby",
+        "args_lr",
+        "--sort",
+        "summary.loss.mean",
+        "--columns",
+        "args.lr",
+        "summary.loss.mean",
+    ]
+    assert run(*words)[1].split()[4:] == ["0.1", "0.5", "0.01", "0.05", "0.001", "0.005"]
+    assert "runs" in run("experiments", "--groupby", "header.status")[1]
+
+
+def test_columns_are_listed(run):
+    code, out, err = run("experiments", "--list_columns")
+    assert code == 0
+    assert {"header.expid", "header.duration", "args.lr", "metadata.place", "summary.loss"} <= set(
+        out.split("\n")
+    )
+    assert json.loads(run("experiments", "--list_columns", "--json")[1])["columns"] == out.split()
+    assert "metadata.place.host" in run("experiments", "--list_columns", "--normalize_json_values", "1")[1]
+
+
+def test_a_column_inside_of_a_value_can_be_shown_and_asked_for(run):
+    words = [
+        "experiments",
+        "--columns",
+        "metadata.place.host",
+        "--filter",
+        "metadata.place.slurm-job-id == 40",
+    ]
+    assert run(*words)[0] == 2  # a minus sign
+    words[-1] = "`metadata.place.slurm-job-id` == 40 and metadata_place_host == 'node1'"
+    assert run(*words)[1].split()[-4:] == ["node1"] * 4
+
+
+def test_only_the_files_that_are_needed_are_opened(run, directory):
+    for name in ("summary.json", "STATUS", "default_args.json"):
+        (directory / "1" / name).write_bytes(b"\xff")
+    assert json.loads(run("experiments", "--columns", "args.lr", "--json")[1])["problems"] == {}
+    problems = json.loads(run("experiments", "--columns", "args.lr", "summary", "--json")[1])["problems"]
+    assert len(problems["1"]) == 1
+    assert problems["1"][0].startswith("summary.json: ")
+
+
+def test_one_bad_folder_is_noted_below_the_table(run, directory):
+    (directory / "2" / "args.json").write_text('{"lr": ')
+    code, out, err = run("experiments")
+    assert (code, err) == (0, "")
+    assert out.split("\n")[-2].startswith("1 could not be read whole: 2 (args.json: ")
+    assert len(out.split("\n")) == 8
+
+
+@pytest.mark.parametrize("ending", ["csv", "json", "md", "tex"])
+def test_export(run, directory, ending):
+    path = directory.parent / ("table." + ending)
+    code, out, err = run("experiments", "--export", str(path))
+    assert (code, out) == (0, "")
+    assert "wrote 4 rows" in err
+    text = path.read_text(encoding="utf-8")
+    assert "0.001" in text
+    if ending == "csv":
+        with open(str(path), newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["header.expid"] for row in rows] == ["1", "2", "3", "12"]
+        assert rows[0]["default_args.seed"] == "0"
+    if ending == "json":
+        assert json.loads(text)["rows"][3]["header.status"] == "ERROR"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["experiments", "--export", "table.xls"], "the ending is one of .csv, .json, .md, .tex, .pd"),
+        (["experiments", "--export", "/nowhere/table.csv"], "/nowhere/table.csv can't be written"),
+        (["experiments", "--columns", "args.lrr"], "no column 'args.lrr': did you mean args.lr"),
+        (["experiments", "--columns", "lr"], "no column 'lr': did you mean args.lr"),
+        (["experiments", "--sort", "summary.los"], "did you mean summary.loss"),
+        (["experiments", "--groupby", "nonsense"], "no column 'nonsense'"),
+        (["experiments", "--filter", "args.lr <"], "can't be parsed"),
+        (["experiments", "--tail", "-1"], "negative"),
+        (["missing"], "missing"),
+        (["show"], "Name one experiment"),
+        (["show", "1", "--job", "3"], "Name one experiment"),
+        (["path", "1", "--experiments-directory", "missing"], "missing"),
+        (["experiments", "--nonsense"], "--nonsense"),
+    ],
+)
+def test_wrong_use_is_exit_code_2_and_a_message(run, words, message):
+    code, out, err = run(*words)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["experiments", "--filter", "args.lr > 5"],
+        ["empty"],
+        ["show", "99"],
+        ["show", "--job", "99"],
+        ["path", "x"],
+        ["path", "-9"],
+        ["diff", "1", "99"],
+    ],
+)
+def test_nothing_found_is_exit_code_1(run, directory, words):
+    (directory.parent / "empty").mkdir()
+    code, out, err = run(*words)
+    assert (code, out) == (1, "")
+    assert err.startswith("meticulous: there are no") or "There is no experiment" in err
+    code, out, err = run(*words, "--json")
+    assert code == 1
+    assert not out or json.loads(out)["rows"] == []
+
+
+# --- show, diff, path
+
+
+def test_show_tells_everything(run, directory):
+    (directory / "12" / "stderr").write_bytes(b"50%\r100%\n\x1b[1mbold\n\xff")
+    code, out, err = run("show", "12")
+    assert (code, err) == (0, "")
+    for text in (
+        "ERROR",
+        "seed",
+        "githead-sha",
+        "train.py --lr 0.1",
+        "epoch 2",
+        "  100%\n",
+        "\\x1b[1mbold",
+        "node1",
+    ):
+        assert text in out, text
+    assert ERROR.partition("\n")[2].replace("\n", "\n  ") in out
+    assert "\x1b" not in out
+
+
+def test_show_gives_the_whole_status_and_what_could_not_be_read(run, directory):
+    (directory / "2" / "STATUS").write_text("ERROR\nsys.exit(3)")
+    (directory / "2" / "summary.json").write_text("[]")
+    out = run("show", "2")[1]
+    assert out.startswith("2  ERROR  sys.exit(3)\n")
+    assert "\nSTATUS\n  ERROR\n  sys.exit(3)\n" in out
+    assert "\nargs (* is not the default)\n" in out
+    assert "\nsummary: none\n" in out
+    assert out.endswith("\ncould not be read\n  summary.json: holds a list, not an object\n")
+
+
+def test_show_marks_what_is_not_the_default(run):
+    lines = run("show", "2")[1].split("\n")
+    assert "* lr     0.01  (default 0.1)" in lines
+    assert "  seed   0" in lines
+
+
+def test_show_json(run):
+    shown = json.loads(run("show", "12", "--json")[1])
+    assert shown["rows"][0]["header.expid"] == "12"
+    assert shown["rows"][0]["args.lr"] == 0.1
+    assert shown["status"] == ERROR.split("\n")
+    assert shown["stdout"] == ["epoch 1", "epoch 2"]
+    assert (shown["stderr"], shown["problems"]) == ([], {})
+
+
+@pytest.mark.parametrize(
+    ("job", "name"), [("1234_7", "a7"), ("1241", "a7"), ("1234_8", "a8"), ("77", "single")]
+)
+def test_show_finds_a_job(run, directory, job, name):
+    for task in (7, 8):
+        place = {"slurm-job-id": 1234 + task, "slurm-array-job-id": 1234, "slurm-array-task-id": task}
+        write_experiment(directory, f"a{task}", place=place)
+    write_experiment(directory, "single", place={"slurm-job-id": 77})
+    assert json.loads(run("show", "--job", job, "--json")[1])["rows"][0]["header.expid"] == name
+    code, out, err = run("show", "--job", "1234")
+    assert (code, out) == (2, "")
+    assert "2 experiments: a7, a8" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("1", "1"), ("12", "12"), ("-1", "12"), ("-2", "3"), ("-4", "1"), ("tr", "trial"), ("../x", None)],
+)
+def test_ids_can_be_short(run, directory, text, name):
+    write_experiment(directory, "trial", start="2020-01-01T00:00:00.000000")
+    write_experiment(directory, "-4x", start="2020-01-01T00:00:00.000000")
+    (directory.parent / "x").mkdir()
+    code, out, err = run("path", text)
+    assert (code, out) == ((0, f"{directory / name}\n") if name else (1, ""))
+
+
+def test_an_ambiguous_beginning_is_an_error(run, directory):
+    write_experiment(directory, "run-a")
+    write_experiment(directory, "run-b")
+    code, out, err = run("path", "run")
+    assert (code, out) == (2, "")
+    assert "run-a, run-b" in err
+
+
+def test_path_json(run, directory):
+    assert json.loads(run("path", "3", "--json")[1]) == {
+        "rows": [{"header.expid": "3", "path": str(directory / "3")}]
+    }
+
+
+def test_commands_win_over_a_folder_of_the_same_name(run, directory):
+    directory.rename(directory.parent / "show")
+    assert run("show", "1")[0] == 2
+    assert run("show", "1", "--experiments-directory", "show")[1].startswith("1  SUCCESS")
+    assert run("./show")[1].count("SUCCESS") == 3
+
+
+def test_diff_of_real_commits(repo, capsys, monkeypatch):
+    source = (
+        "import sys, meticulous; e = meticulous.Experiment({'lr': float(sys.argv[1])}); e.summary(loss=%d)"
+    )
+    assert repo.run(source % 4, "0.5").code == 0
+    assert repo.run(source % 3, "0.25").code == 0
+    monkeypatch.chdir(repo.path)
+    assert meticulous.main(["diff", "1", "2"]) == 0
+    out = capsys.readouterr().out
+    lines = [line.split() for line in out.split("\n")]
+    assert ["args.lr", "0.5", "->", "0.25", "(-0.25)"] in lines
+    assert ["summary.loss", "4", "->", "3", "(-1)"] in lines
+    assert "script.py | 2 +-" in out
+    assert meticulous.main(["diff", "1", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["header.expid"] for row in found["rows"]] == ["1", "2"]
+    assert {"column": "args.lr", "values": [0.5, 0.25], "difference": -0.25} in found["differences"]
+    assert "script.py" in found["stat"]
+
+
+def test_diff_of_one_commit_and_of_unknown_ones(run, directory):
+    assert f"Both on commit {SHA[:7]}" in run("diff", "1", "2")[1]
+    write_experiment(directory, "odd", **{"githead-sha": "--output=/tmp/x"})
+    assert "commits are not known" in run("diff", "1", "odd")[1]
+    write_experiment(directory, "other", **{"githead-sha": "0" * 40})
+    code, out, err = run("diff", "1", "other")
+    assert (code, err) == (0, "")
+    assert "0000000" in out
+
+
+def test_folders_of_real_runs_are_listed(repo, capsys):
+    source = """
+        import sys, meticulous
+        e = meticulous.Experiment({"lr": 0.5}, {"lr": 0.1})
+        e.summary(loss=float("nan"))
+        sys.exit(int(sys.argv[1]))
+    """
+    assert [repo.run(source, code).code for code in (0, 3)] == [0, 3]
+    assert meticulous.main([str(repo.path / "experiments"), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["header.status"] for row in rows] == ["SUCCESS", "ERROR"]
+    assert rows[1]["header.status_message"] == "sys.exit(3)"
+    assert rows[0]["summary.loss"] is None
+    assert rows[0]["header.duration"] >= 0
+
+
+# --- terminals and pipes
+
+
+def test_on_a_terminal_the_table_has_its_width_and_colors(directory):
+    options = {f"option_{number}": number for number in range(20)}
+    write_experiment(directory, "wide", options)
+    narrow = run_on_terminal([str(directory)], 60)
+    assert "\x1b[31mERROR\x1b[0m" in narrow
+    assert "Not shown, for want of width: args." in narrow
+    assert "\x1b" not in run_on_terminal([str(directory)], 60, NO_COLOR="1")
+    assert "Not shown" not in run_on_terminal([str(directory)], 500)
+    plain = run_on_terminal([str(directory)], 60, NO_COLOR="1").split("\n")
+    assert max(len(line) for line in plain if not line.startswith("Not shown")) <= 60
+
+
+def test_a_pipe_gets_no_colors_and_all_columns(directory):
+    output = subprocess.check_output(COMMAND + [str(directory)], env={**os.environ, "COLUMNS": "20"}).decode()
+    assert "\x1b" not in output
+    assert "ValueError: no such thing" in output
+
+
+def test_a_closed_pipe_ends_quietly(directory):
+    for number in range(200):
+        write_experiment(directory, f"more-{number}")
+    process = subprocess.Popen(
+        COMMAND + [str(directory), "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.read(10)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 0
+    process.stderr.close()
+
+
+def test_an_encoding_without_the_characters_is_no_error(directory):
+    write_experiment(directory, "漢", {"name": "漢\ud800"})
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    output = subprocess.check_output(COMMAND + [str(directory), "--args", "all"], env=environment)
+    assert b"\\u6f22" in output
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["show"], ["diff"], ["path"]], ids=lambda words: " ".join(words) or "listing"
+)
+def test_help_reads_at_80_columns(run, words):
+    code, out, err = run(*words, "--help")
+    assert (code, err) == (0, "")
+    assert max(map(len, out.split("\n"))) <= 80
+    assert "--json" in out
+
+
+def test_help_lists_the_commands(run):
+    out = run("--help")[1]
+    for name in meticulous._COMMANDS:
+        assert f"\n  {name} " in out
+
+
+def test_version_has_the_hash_that_git_has(run):
+    content = (PROJECT / "meticulous.py").read_bytes()
+    sha = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    assert run("--version") == (0, f"meticulous {meticulous.__version__}, git blob {sha}\n", "")

@@ -1,0 +1,745 @@
+"""A run is on disk, complete, numbered and tied to a commit; bad input gets a clear error and loses nothing."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+
+import pytest
+
+TRAIN = """
+    import argparse, sys
+    from meticulous import Experiment
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--lr", type=float, default=0.1)
+    parser.add_argument("--layers", type=int, nargs="*", default=[8])
+    Experiment.add_argument_group(parser)
+    experiment = Experiment.from_parser(parser)
+    print("training")
+    print("careful", file=sys.stderr)
+    with experiment.open("model.txt", "w") as file:
+        file.write("weights")
+    experiment.summary({"loss": 0.5})
+    experiment.summary(loss=0.3, accuracy=0.9)
+"""
+START = "from meticulous import Experiment\nexperiment = Experiment("
+
+
+def load(folder, name):
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+def read(folder):
+    """Read a whole folder, hidden files and all, as name -> bytes."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def script(arguments="", body=""):
+    return f"{START}{arguments})\n{body}\n"
+
+
+def fails(repo, source, error, *words, **keywords):
+    """Run a script that ends with our *error*; its message has all *words* in one or two lines."""
+    result = repo.run(source, **keywords)
+    assert result.code == 1 and "meticulous." + error in result.stderr, result
+    message = result.stderr[result.stderr.rindex("meticulous." + error) :].partition(": ")[2]
+    assert len(message.strip().splitlines()) <= 2
+    for word in words:
+        assert word in message
+    assert "During handling" not in result.stderr
+    return message
+
+
+class TestRecord:
+    def test_a_whole_record(self, repo):
+        result = repo.run(TRAIN, "--lr", "0.5", "--description", "first try")
+        assert (result.code, result.stdout) == (0, "training\n"), result
+        folder = repo.experiment(1)
+        assert set(read(folder)) == {
+            "args.json", "default_args.json", "metadata.json", "summary.json", "STATUS", "stdout", "stderr", "model.txt",
+        }  # fmt: skip
+        assert load(folder, "args") == {"lr": 0.5, "layers": [8]}
+        assert load(folder, "default_args") == {"lr": 0.1, "layers": [8]}
+        assert load(folder, "summary") == {"loss": 0.3, "accuracy": 0.9}
+        assert (folder / "STATUS").read_bytes() == b"SUCCESS"
+        assert (folder / "stdout").read_bytes() == b"training\n"
+        assert (folder / "stderr").read_bytes() == b"careful\n"
+        metadata = load(folder, "metadata")
+        assert metadata["githead-sha"] == repo.git("rev-parse", "HEAD").strip()
+        assert metadata["githead-message"] == "Added experiments directory to .gitignore\n"
+        assert metadata["description"] == "first try"
+        assert metadata["command"] == [
+            str(repo.path / "script.py"),
+            "--lr",
+            "0.5",
+            "--description",
+            "first try",
+        ]
+        for name in ("start-time", "end-time"):
+            assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}", metadata[name])
+        (attempt,) = metadata["attempts"]
+        assert attempt["ended"] == "SUCCESS"
+        assert attempt["start-time"] == metadata["start-time"]
+        assert attempt["end-time"] == metadata["end-time"]
+        assert attempt["host"] == os.uname().nodename
+        assert attempt["pid"] > 0
+
+    def test_json_is_indented_by_four_and_ascii(self, repo):
+        repo.run(script("{'größe': [1]}"))
+        text = (repo.experiment(1) / "args.json").read_bytes()
+        assert text == b'{\n    "gr\\u00f6\\u00dfe": [\n        1\n    ]\n}'
+
+    def test_the_commit_is_told_once(self, repo):
+        assert "committed" in repo.run(TRAIN).stderr
+        result = repo.run(None)
+        assert result.stderr == "careful\n"
+        assert repo.git("status", "--porcelain") == ""
+
+    def test_while_it_runs(self, repo):
+        process = repo.popen(script("", "print('up', flush=True)\ninput()"), stdin=-1)
+        assert process.stdout.readline() == b"up\n"
+        folder = repo.experiment(1)
+        assert (folder / "STATUS").read_bytes() == b"RUNNING"
+        assert "end-time" not in load(folder, "metadata")
+        assert load(folder, "summary") == {}
+        process.stdin.write(b"\n")
+        assert process.result().code == 0
+        assert (folder / "STATUS").read_bytes() == b"SUCCESS"
+
+    def test_defaults_of_the_constructor(self, repo):
+        repo.run(script())
+        assert load(repo.experiment(1), "args") == {}
+        assert load(repo.experiment(1), "default_args") == {}
+
+    def test_a_namespace_and_no_defaults(self, repo):
+        repo.run("import argparse\n" + script("argparse.Namespace(lr=1), None"))
+        assert load(repo.experiment(1), "args") == {"lr": 1}
+        assert load(repo.experiment(1), "default_args") is None
+
+    def test_attributes(self, repo):
+        (repo.path / "sub").mkdir()
+        body = """
+            import os
+            os.chdir("/")
+            print(experiment.curexpdir, experiment.repo_directory, experiment.experiments_directory, sep="|")
+            print(repr(experiment.project_directory), experiment.norecord, experiment.metadata["description"])
+            print(experiment.stdout is sys.stdout, experiment.stderr is sys.stderr)
+            experiment.open("here", "w").close()
+        """
+        source = (
+            "import sys\n"
+            + script("project_directory='sub', description='d'", "")
+            + body.replace(" " * 12, "")
+        )
+        result = repo.run(source)
+        folder = repo.path / "sub" / "experiments"
+        assert result.stdout.splitlines() == [
+            f"{folder / '1'}|{repo.path}|{folder}",
+            "'sub' False d",
+            "True True",
+        ], result
+        assert (folder / "1" / "here").exists()
+        assert (repo.path / ".gitignore").read_text() == "sub/experiments\n"
+
+    def test_symbolic_links_are_kept(self, repo, tmp_path):
+        link = tmp_path / "link"
+        link.symlink_to(repo.path)
+        result = repo.run(
+            script(
+                f"project_directory={str(link)!r}", "print(experiment.curexpdir, experiment.repo_directory)"
+            )
+        )
+        assert result.stdout == f"{link}/experiments/1 {link}\n", result
+
+    def test_an_absolute_directory_outside_needs_no_gitignore(self, repo, tmp_path):
+        result = repo.run(script(f"experiments_directory={str(tmp_path / 'out')!r}"))
+        assert result.stderr == ""
+        assert (tmp_path / "out" / "1" / "STATUS").exists()
+        assert not (repo.path / ".gitignore").exists()
+
+    def test_nested_and_successive_experiments(self, repo):
+        body = """
+            print("a")
+            inner = Experiment({"inner": 1})
+            print("b")
+            inner.finish()
+            print("c")
+            experiment.finish()
+            print("d")
+            Experiment({"last": 1})
+            print("e")
+        """
+        result = repo.run(script() + body.replace(" " * 12, ""))
+        assert result.stdout.split() == list("abcde"), result
+        outputs = [(repo.experiment(number) / "stdout").read_text().split() for number in (1, 2, 3)]
+        assert outputs == [list("abc"), ["b"], ["e"]]
+        assert [(repo.experiment(number) / "STATUS").read_text() for number in (1, 2, 3)] == ["SUCCESS"] * 3
+
+    def test_one_hundred_in_a_loop(self, repo):
+        source = "from meticulous import Experiment\nfor n in range(100):\n    with Experiment({'n': n}): print(n)\n"
+        assert repo.run(source).code == 0
+        assert [load(repo.experiment(n + 1), "args")["n"] for n in range(100)] == list(range(100))
+
+
+class TestImport:
+    @pytest.mark.parametrize(
+        "line",
+        [
+            "from meticulous.experiment import Experiment, DirtyRepoException",
+            "from meticulous.experiments import Experiments",
+            "import meticulous.experiment as m; m.Experiment",
+            "import meticulous, meticulous.experiments; meticulous.experiments.Experiments",
+            "import meticulous.experiment; import meticulous; assert meticulous.experiment.Experiment",
+        ],
+    )
+    def test_the_packages_import_paths(self, repo, line):
+        result = repo.run(line)
+        assert (result.code, result.stderr) == (0, "")
+
+    def test_importing_changes_nothing_but_the_aliases(self, repo):
+        source = """
+            import argparse, atexit, errno, json, signal, sys, time
+            before = dict(vars(sys)), dict(sys.modules), signal.getsignal(signal.SIGTERM), sys.stdout
+            import meticulous
+            changed = [name for name in before[0] if vars(sys)[name] is not before[0][name]]
+            print(changed, sorted(set(sys.modules) - set(before[1])))
+        """
+        assert repo.run(source).stdout == (
+            "['exit'] ['meticulous', 'meticulous.experiment', 'meticulous.experiments']\n"
+        )
+
+
+class TestNorecord:
+    def test_nothing_is_touched_and_no_git_is_needed(self, tmp_path, make_repo):
+        repo = make_repo(tmp_path / "repo")
+        shutil.rmtree(str(repo.path / ".git"))
+        repo.write(
+            "script.py",
+            script("norecord=True", "")
+            + "import sys\n"
+            + "print(experiment.curexpdir, experiment.metadata, experiment.stdout is sys.__stdout__, experiment.norecord)\n"
+            + "experiment.summary(loss=1)\n"
+            + "experiment.open('made.txt', 'w').close()\n"
+            + "experiment.finish()\n",
+        )
+        result = repo.run(None, env={"PATH": ""}, python=sys.executable)
+        assert (result.code, result.stdout, result.stderr) == (0, ". {} True True\n", "")
+        assert sorted(path.name for path in repo.path.iterdir()) == ["README", "made.txt", "script.py"]
+
+    def test_exceptions_in_the_block_are_shown_and_swallowed_all_the_same(self, repo):
+        result = repo.run(
+            "from meticulous import Experiment\nwith Experiment(norecord=True): 1 / 0\nprint('on')"
+        )
+        assert (result.code, result.stdout) == (0, "on\n")
+        assert result.stderr.count("ZeroDivisionError") == 1
+
+
+class TestBlock:
+    def run(self, repo, line):
+        source = f"import asyncio\nfrom meticulous import Experiment\nwith Experiment() as e:\n    {line}\nprint('on')\n"
+        result = repo.run(source)
+        return result, (repo.experiment(1) / "STATUS").read_text()
+
+    def test_success(self, repo):
+        result, status = self.run(repo, "pass")
+        assert (result.code, result.stdout, status) == (0, "on\n", "SUCCESS")
+
+    def test_an_exception_is_recorded_shown_and_swallowed(self, repo):
+        result, status = self.run(repo, "raise ValueError('bad')")
+        assert (result.code, result.stdout) == (0, "on\n")
+        assert status.startswith("ERROR\nTraceback (most recent call last)")
+        assert status.rstrip().endswith("\nValueError: bad")
+        assert result.stderr.count("ValueError: bad") == 1
+        assert (repo.experiment(1) / "stderr").read_text().endswith("ValueError: bad\n")
+        assert load(repo.experiment(1), "metadata")["attempts"][0]["ended"] == "ERROR: ValueError: bad"
+
+    @pytest.mark.parametrize(
+        "line, code, reason",
+        [
+            ("raise KeyboardInterrupt", -signal.SIGINT, "KeyboardInterrupt"),
+            ("raise SystemExit(3)", 3, "sys.exit(3)"),
+            ("raise SystemExit('text')", 1, "sys.exit('text')"),
+            ("raise asyncio.CancelledError", 1, "CancelledError"),
+        ],
+    )
+    def test_what_ends_the_program_passes_through(self, repo, line, code, reason):
+        result, status = self.run(repo, line)
+        assert result.code in (code, 1 if code < 0 else code), result  # 3.6 and 3.7 exit with 1 after Ctrl-C
+        assert result.stdout == ""
+        assert status.startswith("ERROR\n")
+        assert status.rstrip().splitlines()[-1].endswith(reason)
+
+    @pytest.mark.parametrize("line", ["raise SystemExit", "raise SystemExit(0)", "import sys; sys.exit()"])
+    def test_a_good_exit_is_a_success(self, repo, line):
+        result, status = self.run(repo, line)
+        assert (result.code, result.stdout, status) == (0, "", "SUCCESS")
+
+    def test_a_generator_that_is_closed_late(self, repo):
+        source = """
+            from meticulous import Experiment
+            def steps():
+                with Experiment():
+                    yield 1
+            generator = steps()
+            next(generator)
+            generator.close()
+            print("on")
+        """
+        assert repo.run(source).stdout == "on\n"
+        assert (repo.experiment(1) / "STATUS").read_text() == "SUCCESS"
+
+    def test_a_coroutine_that_is_cancelled(self, repo):
+        source = """
+            import asyncio
+            from meticulous import Experiment
+            async def train():
+                with Experiment():
+                    await asyncio.sleep(60)
+            async def main():
+                task = asyncio.ensure_future(train())
+                await asyncio.sleep(0)
+                task.cancel()
+                try:
+                    await task
+                except asyncio.CancelledError:
+                    print("cancelled")
+            asyncio.get_event_loop_policy().new_event_loop().run_until_complete(main())
+        """
+        result = repo.run(source, options=["-W", "ignore"])
+        assert result.stdout == "cancelled\n", result
+        status = (repo.experiment(1) / "STATUS").read_text()
+        assert status.startswith("ERROR\n") and "CancelledError" in status.splitlines()[-1]
+
+
+class TestFinish:
+    @pytest.mark.parametrize(
+        "call, status",
+        [
+            ("finish()", "SUCCESS"),
+            ("finish('SUCCESS')", "SUCCESS"),
+            ("finish('ERROR')", "ERROR"),
+            ("finish('ERROR\\nloss is NaN')", "ERROR\nloss is NaN"),
+            ("finish(); experiment.finish('ERROR')", "SUCCESS"),
+        ],
+    )
+    def test_status(self, repo, call, status):
+        assert repo.run(script("", f"experiment.{call}")).code == 0
+        assert (repo.experiment(1) / "STATUS").read_text() == status
+
+    @pytest.mark.parametrize("status", ["'RUNNING'", "'FAILED'", "None", "'SUCCESS\\nx'", "'ERRORS'"])
+    def test_others_are_refused_and_the_run_goes_on(self, repo, status):
+        body = f"try:\n    experiment.finish({status})\nexcept ValueError as error:\n    print(error)"
+        result = repo.run(script("", body))
+        assert "can't be a status" in result.stdout
+        assert (repo.experiment(1) / "STATUS").read_text() == "SUCCESS"
+
+    def test_summary_works_afterwards(self, repo):
+        assert repo.run(script("", "experiment.finish()\nexperiment.summary({'a': 1}, b=2)")).code == 0
+        assert load(repo.experiment(1), "summary") == {"a": 1, "b": 2}
+
+
+class TestSummary:
+    def test_many_threads(self, repo):
+        body = """
+import threading
+def add(n):
+    for step in range(10):
+        experiment.summary({"key-%d-%d" % (n, step): step})
+threads = [threading.Thread(target=add, args=(n,)) for n in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+        assert repo.run(script("", body)).code == 0
+        assert len(load(repo.experiment(1), "summary")) == 80
+
+    def test_what_is_no_mapping_is_refused(self, repo):
+        fails(repo, script("", "experiment.summary([1])"), "InvalidArgsException", "summary", "list")
+
+    def test_a_broken_file_is_not_overwritten(self, repo):
+        body = "experiment.open('summary.json', 'w').write('{')\nexperiment.summary(a=1)"
+        fails(repo, script("", body), "FolderException", str(repo.experiment(1) / "summary.json"))
+        assert (repo.experiment(1) / "summary.json").read_text() == "{"
+
+
+class TestBadInput:
+    def test_a_dirty_repo_names_the_files_and_makes_nothing(self, repo):
+        repo.write("model.py", "a = 1\n")
+        repo.write("script.py", script())
+        repo.commit()
+        repo.write("model.py", "a = 2\n")
+        message = fails(repo, None, "DirtyRepoException", "'model.py'", str(repo.path), "--norecord")
+        assert "1 tracked file" in message
+        assert not (repo.path / "experiments").exists()
+        assert not (repo.path / ".gitignore").exists()
+
+    @pytest.mark.parametrize("given", ["a/b", ".", "..", "a\\0b", "a\\nb", "x" * 300])
+    def test_bad_ids(self, repo, given):
+        fails(repo, script(f"experiment_id='{given}'"), "InvalidIdException", "can't be an experiment id")
+        assert not (repo.path / "experiments").exists()
+
+    def test_arguments_that_refer_to_themselves(self, repo):
+        fails(
+            repo, "loop = []\nloop.append(loop)\n" + script("{'a': loop}"), "InvalidArgsException", "itself"
+        )
+        assert sorted(path.name for path in repo.path.iterdir()) == [".git", "README", "script.py"]
+
+    @pytest.mark.parametrize("given", ["5", "'text'", "[('a', 1)]"])
+    def test_arguments_that_are_no_mapping(self, repo, given):
+        fails(repo, script(given), "InvalidArgsException", "args must be a mapping")
+
+    def test_a_description_that_is_no_text(self, repo):
+        fails(repo, script("description=5"), "InvalidArgsException", "description", "5")
+        assert not (repo.path / "experiments").exists()
+
+    def test_an_experiments_directory_that_is_a_file(self, repo):
+        repo.write("experiments", "precious")
+        fails(repo, script(), "FolderException", str(repo.path / "experiments"))
+        assert (repo.path / "experiments").read_text() == "precious"
+
+    def test_a_project_directory_that_is_not_there(self, repo):
+        fails(repo, script("project_directory='gone'"), "GitException", str(repo.path / "gone"))
+
+    def test_no_permission_to_write(self, repo):
+        if not os.path.isdir("/sys/kernel"):
+            pytest.skip("needs Linux's /sys, where not even root can make a directory")
+        target = "/sys/kernel/experiments"
+        fails(repo, script(f"experiments_directory={target!r}"), "FolderException", target, "ermi")
+
+    def test_folders_with_other_files_are_not_touched(self, repo):
+        folder = repo.experiment("mine")
+        folder.mkdir(parents=True)
+        (folder / "notes.txt").write_text("precious")
+        fails(repo, script("experiment_id='mine'"), "FolderException", str(folder), "no args.json")
+        assert read(folder) == {"notes.txt": b"precious"}
+
+    def test_a_file_of_the_ids_name(self, repo):
+        repo.write("experiments/mine", "precious")
+        repo.write(".gitignore", "experiments\n")
+        fails(repo, script("experiment_id='mine'"), "FolderException", str(repo.experiment("mine")))
+        assert repo.experiment("mine").read_text() == "precious"
+
+
+class TestResume:
+    RUN = START + "{'lr': 0.1}, experiment_id='mine')\nprint('hello')\n"
+
+    def test_the_record_goes_on(self, repo):
+        repo.run(self.RUN + "experiment.summary(a=1, b=1)\n1 / 0\n")
+        folder = repo.experiment("mine")
+        first = load(folder, "metadata")
+        repo.run(None)
+        repo.run(None)
+        metadata = load(folder, "metadata")
+        assert metadata["start-time"] == first["start-time"]
+        assert metadata["end-time"] > first["end-time"]
+        assert len(metadata["attempts"]) == 3
+        assert metadata["attempts"][0] == first["attempts"][0]
+        assert metadata["attempts"][0]["ended"] == "ERROR: ZeroDivisionError: division by zero"
+        assert (folder / "stdout").read_text() == "hello\n" * 3
+        assert load(folder, "summary") == {"a": 1, "b": 1}
+
+    def test_the_summary_is_merged(self, repo):
+        repo.run(
+            self.RUN
+            + "import os\nexperiment.summary({'run' + str(len(experiment.metadata['attempts'])): 1})\n"
+        )
+        repo.run(None)
+        assert load(repo.experiment("mine"), "summary") == {"run1": 1, "run2": 1}
+
+    def test_the_description_is_the_new_one_if_given(self, repo):
+        source = "import sys\n" + START + "experiment_id='mine', description=' '.join(sys.argv[1:]))"
+        repo.run(source, "first")
+        repo.run(None)
+        assert load(repo.experiment("mine"), "metadata")["description"] == "first"
+        repo.run(None, "second")
+        assert load(repo.experiment("mine"), "metadata")["description"] == "second"
+
+    def test_end_time_is_absent_while_it_runs_again(self, repo):
+        repo.run(self.RUN + "input()\n", stdin=-1)
+        process = repo.popen(None, stdin=-1)
+        assert process.stdout.readline() == b"hello\n"
+        metadata = load(repo.experiment("mine"), "metadata")
+        assert "end-time" not in metadata
+        assert (repo.experiment("mine") / "STATUS").read_text() == "RUNNING"
+        process.result()
+
+    def test_other_arguments(self, repo):
+        source = "import sys\n" + START + "{'lr': float(sys.argv[1])}, experiment_id='mine')"
+        repo.run(source, "0.1")
+        before = read(repo.experiment("mine"))
+        result = repo.run(None, "0.01")
+        assert "MismatchedArgsException" in result.stderr
+        assert "'lr' was 0.1, now 0.01" in result.stderr
+        assert read(repo.experiment("mine")) == before
+
+    def test_another_commit(self, repo):
+        repo.run(self.RUN)
+        before = read(repo.experiment("mine"))
+        repo.write("README", "changed")
+        repo.commit()
+        fails(
+            repo, None, "MismatchedCommitException", load(repo.experiment("mine"), "metadata")["githead-sha"]
+        )
+        assert read(repo.experiment("mine")) == before
+
+    @pytest.mark.parametrize(
+        "value",
+        ["(1, 2)", "float('nan')", "{1: [float('nan')]}", "__import__('pathlib').Path('a')", "{'b', 'a'}"],
+    )
+    def test_values_that_json_changes_are_no_mismatch(self, repo, value):
+        source = START + "{'value': %s}, experiment_id=0)" % value
+        assert repo.run(source).code == 0
+        result = repo.run(None)
+        assert result.code == 0, result
+        assert len(load(repo.experiment(0), "metadata")["attempts"]) == 2
+
+    def test_by_the_number_that_was_given(self, repo):
+        repo.run(TRAIN)
+        assert repo.run(None, "--experiment-id", "1").code == 0
+        assert len(load(repo.experiment(1), "metadata")["attempts"]) == 2
+        repo.run(None)
+        assert repo.experiment(2).exists()
+
+    def test_a_folder_of_the_package(self, repo):
+        repo.write("script.py", self.RUN)
+        repo.write(".gitignore", "experiments\n")
+        repo.commit()
+        folder = repo.experiment("mine")
+        folder.mkdir(parents=True)
+        sha = repo.git("rev-parse", "HEAD").strip()
+        files = {
+            "args.json": {"lr": 0.1},
+            "default_args.json": {},
+            "summary.json": {"a": 1},
+            "metadata.json": {
+                "githead-sha": sha, "githead-message": "m", "description": "d", "command": ["x.py"],
+                "start-time": "2020-01-01T00:00:00.000001", "end-time": "2020-01-01T00:00:01.000001",
+            },
+        }  # fmt: skip
+        for name, value in files.items():
+            (folder / name).write_text(json.dumps(value, indent=4))
+        for name, text in {"STATUS": "SUCCESS", "stdout": "old\n", "stderr": ""}.items():
+            (folder / name).write_text(text)
+        assert repo.run(None).code == 0
+        metadata = load(folder, "metadata")
+        assert metadata["start-time"] == "2020-01-01T00:00:00.000001"
+        assert metadata["attempts"][0] == {
+            "start-time": "2020-01-01T00:00:00.000001", "end-time": "2020-01-01T00:00:01.000001",
+            "command": ["x.py"], "ended": "SUCCESS",
+        }  # fmt: skip
+        assert (folder / "stdout").read_text() == "old\nhello\n"
+
+    def test_an_empty_folder_is_taken_over(self, repo):
+        repo.experiment("mine").mkdir(parents=True)
+        assert repo.run(self.RUN).code == 0
+        assert (repo.experiment("mine") / "STATUS").read_text() == "SUCCESS"
+
+    def test_what_a_killed_start_leaves_is_taken_over_with_other_arguments_too(self, repo):
+        killer = """
+            import os, meticulous
+            write = meticulous._write_file
+            def write_and_die(path, content):
+                write(path, content)
+                if os.path.basename(path) == os.environ["DIE_AFTER"]:
+                    os.kill(os.getpid(), 9)
+            meticulous._write_file = write_and_die
+            meticulous.Experiment({"lr": 9}, experiment_id=os.environ["DIE_AFTER"])
+        """
+        names = ["metadata.json", "default_args.json", "summary.json", "args.json"]
+        for name in names:
+            assert repo.run(killer, env={"DIE_AFTER": name}, name="killer.py").code == -9
+            assert not (repo.experiment(name) / "STATUS").exists()
+        source = "import sys\n" + START + "{'lr': 1}, experiment_id=sys.argv[1])"
+        for name in names:
+            assert repo.run(source, name).code == 0
+            assert load(repo.experiment(name), "args") == {"lr": 1}
+            assert (repo.experiment(name) / "STATUS").read_text() == "SUCCESS"
+
+    def test_one_that_runs_is_refused(self, repo):
+        process = repo.popen(self.RUN + "input()\n", stdin=-1)
+        assert process.stdout.readline() == b"hello\n"
+        message = fails(repo, None, "RunningException", str(repo.experiment("mine")), "is still running on")
+        assert f"(pid {process.pid}) since 20" in message
+        process.result()
+        assert repo.run(None, stdin=-1).code == 1  # EOFError at input(), but it could start
+
+    def test_a_killed_one_goes_on_without_asking(self, repo):
+        source = (
+            self.RUN + "import os\nif len(experiment.metadata['attempts']) == 1: os.kill(os.getpid(), 9)\n"
+        )
+        assert repo.run(source).code == -9
+        assert (repo.experiment("mine") / "STATUS").read_text() == "RUNNING"
+        result = repo.run(None)
+        assert (result.code, result.stderr) == (0, "")
+        attempts = load(repo.experiment("mine"), "metadata")["attempts"]
+        assert [attempt["ended"] for attempt in attempts] == ["DEAD", "SUCCESS"]
+        assert sorted(name for name in read(repo.experiment("mine")) if name.startswith(".")) == []
+
+
+class TestRaces:
+    def start_all(self, repo, source, count, *arguments, name="racer.py"):
+        """Start processes that have imported everything and wait; let them go at once; return the results."""
+        source = (
+            "import sys\nimport meticulous\nfrom meticulous import Experiment\nsys.stdin.readline()\n"
+            + source
+        )
+        repo.write(name, source)
+        repo.commit()
+        racers = [repo.popen(None, number, *arguments, name=name, stdin=-1) for number in range(count)]
+        for racer in racers:
+            racer.stdin.write(b"\n")
+        return [racer.result(120) for racer in racers]
+
+    @pytest.mark.slow
+    def test_64_first_starts_in_a_fresh_repo(self, repo):
+        results = self.start_all(repo, "Experiment()", 64)
+        assert [result.code for result in results] == [0] * 64, [r for r in results if r.code][:1]
+        assert sum("committed" in result.stderr for result in results) == 1
+        assert repo.git("rev-list", "--count", "HEAD").strip() == "3"
+        assert (repo.path / ".gitignore").read_text() == "experiments\n"
+        assert repo.git("status", "--porcelain") == ""
+        shas = {load(repo.experiment(number), "metadata")["githead-sha"] for number in range(1, 65)}
+        assert shas == {repo.git("rev-parse", "HEAD").strip()}
+
+    @pytest.mark.slow
+    def test_64_times_10_ids(self, repo):
+        results = self.start_all(repo, "for _ in range(10):\n    Experiment().finish()", 64)
+        assert [result.code for result in results] == [0] * 64, [r for r in results if r.code][:1]
+        names = [path.name for path in (repo.path / "experiments").iterdir() if not path.name.startswith(".")]
+        assert sorted(map(int, names)) == list(range(1, 641))
+
+    @pytest.mark.slow
+    def test_explicit_ids_in_between(self, repo):
+        source = "for n in range(5):\n    Experiment(experiment_id=int(sys.argv[1]) * 5 + n + 1 if int(sys.argv[1]) % 2 else None).finish()"
+        results = self.start_all(repo, source, 16)
+        errors = [result.stderr.strip().splitlines()[-2:] for result in results if result.code]
+        # An explicit id may be taken already: then it is resumed, or refused while that one runs.
+        assert all("is still running on" in " ".join(lines) for lines in errors), errors
+        for path in (repo.path / "experiments").iterdir():
+            if not path.name.startswith("."):
+                assert (path / "STATUS").read_text() == "SUCCESS"
+
+    def test_of_many_that_want_the_same_new_id_one_gets_it(self, repo):
+        results = self.start_all(
+            repo, "e = Experiment(experiment_id='same')\nprint('mine', flush=True)\nsys.stdin.readline()", 12
+        )
+        winners = [result for result in results if "mine" in result.stdout]
+        losers = [result for result in results if "mine" not in result.stdout]
+        strange = [result for result in losers if "RunningException" not in result.stderr]
+        assert strange == []
+        attempts = load(repo.experiment("same"), "metadata")["attempts"]
+        assert len(attempts) == len(winners) >= 1
+        times = [(attempt["start-time"], attempt["end-time"]) for attempt in attempts]
+        assert all(before[1] <= after[0] for before, after in zip(times, times[1:]))
+
+
+class TestChildren:
+    def test_a_script_that_spawn_imports_again_gets_the_parents_folder(self, repo):
+        source = """
+            import multiprocessing
+            from meticulous import Experiment
+            experiment = Experiment({"a": 1})
+            def work(n):
+                experiment.summary(child=n)
+                experiment.finish("ERROR")
+                with experiment.open("worker-%d" % n, "w") as file:
+                    file.write(experiment.curexpdir)
+                return experiment.metadata
+            if __name__ == "__main__":
+                with multiprocessing.get_context("spawn").Pool(2) as pool:
+                    print(pool.map(work, range(3)))
+        """
+        result = repo.run(source)
+        assert (result.code, result.stdout) == (0, "[{}, {}, {}]\n"), result
+        assert sorted(path.name for path in (repo.path / "experiments").iterdir() if path.name[0] != ".") == [
+            "1"
+        ]
+        folder = repo.experiment(1)
+        assert (folder / "STATUS").read_text() == "SUCCESS"
+        assert (folder / "worker-2").read_text() == str(folder)
+        assert load(folder, "summary") == {}
+
+    def test_a_forked_child_writes_no_status(self, repo):
+        body = """
+import os, sys
+if os.fork() == 0:
+    experiment.finish("ERROR")
+    sys.exit(0)
+os.wait()
+print((experiment.open("STATUS").read()), flush=True)
+"""
+        result = repo.run(script("", body), options=["-W", "ignore"])
+        assert result.stdout == "RUNNING\n", result
+        assert (repo.experiment(1) / "STATUS").read_text() == "SUCCESS"
+
+
+class TestFaults:
+    @pytest.fixture
+    def small_disk(self, tmp_path):
+        if os.getuid() != 0:
+            pytest.skip("mounting needs root")
+        disk = tmp_path / "disk"
+        disk.mkdir()
+        assert os.system(f"mount -t tmpfs -o size=64k tmpfs {disk}") == 0
+        yield disk
+        os.system(f"umount {disk}")
+
+    def test_a_full_disk_at_start_leaves_no_folder(self, repo, small_disk):
+        (small_disk / "ballast").write_bytes(b"x" * 60000)
+        try:
+            with open(str(small_disk / "more"), "wb", buffering=0) as file:
+                while file.write(b"x" * 512):
+                    pass
+        except OSError:
+            pass
+        result = repo.run(script(f"experiments_directory={str(small_disk)!r}"))
+        assert result.code == 1
+        assert "FolderException" in result.stderr and str(small_disk) in result.stderr.splitlines()[-1]
+        assert "No space left" in result.stderr.splitlines()[-1]
+        assert sorted(path.name for path in small_disk.iterdir() if path.name[0] != ".") == [
+            "ballast",
+            "more",
+        ]
+
+    def test_a_full_disk_at_the_end_is_a_warning(self, repo, small_disk):
+        body = """
+experiment.summary(a=1)
+try:
+    with experiment.open("ballast", "wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 512)
+except OSError:
+    pass
+try:
+    experiment.summary(b=2)
+except OSError as error:
+    print(error.errno, error)
+print("done")
+"""
+        result = repo.run(script(f"experiments_directory={str(small_disk)!r}", body))
+        folder = small_disk / "1"
+        assert result.code == 0
+        assert result.stdout.startswith("28 ") and str(folder / "summary.json") in result.stdout
+        assert result.stdout.endswith("done\n")
+        assert "meticulous: " in result.stderr and "Traceback" not in result.stderr
+        assert load(folder, "summary") == {"a": 1}
+        assert (folder / "STATUS").read_text() in ("RUNNING", "SUCCESS")
+
+    def test_a_deleted_folder_is_a_warning(self, repo):
+        body = "import shutil\nprint('a')\nshutil.rmtree(experiment.curexpdir)\nprint('b')"
+        result = repo.run(script("", body))
+        assert (result.code, result.stdout) == (0, "a\nb\n")
+        assert "meticulous: " in result.stderr and "Traceback" not in result.stderr
+
+
+class TestRanks:
+    def test_other_ranks_record_nothing_and_say_so_once(self, repo):
+        source = script() + "Experiment()\nprint(experiment.norecord)\n"
+        result = repo.run(source, env={"RANK": "1", "WORLD_SIZE": "2"})
+        assert (result.code, result.stdout) == (0, "True\n"), result
+        assert result.stderr.count("meticulous: ") == 1
+        assert not (repo.path / "experiments").exists()
+        assert repo.run(None, env={"RANK": "0", "WORLD_SIZE": "2"}).stdout == "False\n"
+        assert repo.experiment(2).exists()

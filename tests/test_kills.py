@@ -1,0 +1,13 @@
+"""Processes that are killed at random moments leave nothing half-written, and nothing that blocks the next."""
+
+import random
+
+import pytest
+from kills import kill_many
+
+
+@pytest.mark.slow
+def test_50_kills_at_random_moments(tmp_path):
+    seed = random.randrange(10**6)
+    print("seed", seed)
+    print(kill_many(tmp_path, 50, seed))
