@@ -1610,7 +1610,7 @@ def _make_lock():
 
 
 # === Exit codes ===============================================================
-# Find out, when the process ends, how its main module ended.
+# Find out how the main module ended.
 #
 # sys.exit(), exit(), quit()    Python asks a SystemExit for its code when nobody has caught it
 # an exception                  sys.last_traceback goes through the main module
@@ -1803,6 +1803,10 @@ def _describe_child_ending():
     if code == 1:
         return "ERROR\nThe child process ended with exit code 1; what it showed is in stderr."
     return _exit_text(code)
+
+
+# At import, because `sys.exit(main())` looks sys.exit up before main() makes an experiment.
+_wrap_exit(sys, "exit")
 
 
 # === Ending ===================================================================
@@ -2034,10 +2038,6 @@ def _is_reimported_main():
     """Say whether this is a child of multiprocessing that imports the parent's main module again."""
     process = sys.modules.get("multiprocessing.process")
     return process is not None and getattr(process.current_process(), "_inheriting", False)
-
-
-# At import, because `sys.exit(main())` looks sys.exit up before main() makes an experiment.
-_wrap_exit(sys, "exit")
 
 
 # === Records ==================================================================
@@ -2274,7 +2274,9 @@ class _Attempt:
         _write_file(os.path.join(self.folder, "STATUS"), status.encode("utf-8", "backslashreplace"))
 
     def write_end(self, status):
-        """Write when and how the attempt ended, in metadata.json."""
+        """Write how the attempt ended, and when."""
+        # STATUS first: killed in between, the record tells how the run ended, though not when.
+        self.write_status(status)
         end = {"end-time": _local_time()}
         self.metadata.update(end)
         self.metadata["attempts"][-1].update(end, ended=_summarize_status(status))
@@ -2500,22 +2502,16 @@ class Experiment:
         if self._ended or os.getpid() != self._process_id:
             return
         problem = None
-        for step in (self._capture.close, lambda: self._write_end(status), self._attempt.release):
-            try:
-                step()
-            except Exception as error:
-                problem = problem or error
-        self._ended = True
+        with _SignalHold():
+            for step in (self._capture.close, lambda: self._attempt.write_end(status), self._attempt.release):
+                try:
+                    step()
+                except Exception as error:
+                    problem = problem or error
+            self._ended = True
+            _unwatch(self)
         if problem is not None:
             _warn(f"the end of {self.curexpdir} can't be recorded: {problem}")
-        _unwatch(self)
-
-    def _write_end(self, status):
-        # STATUS first: killed in between, the record tells how the run ended, though not when.
-        self._attempt.write_status(status)
-        # A signal may come now, and record its end too; the run had ended before.
-        self._ended = True
-        self._attempt.write_end(status)
 
 
 # === Cells ====================================================================
