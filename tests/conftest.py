@@ -149,6 +149,15 @@ class Repo:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def usual_signals():
+    """Have signals do in children what they do at a prompt: in the background a shell has some ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name in ("SIGHUP", "SIGQUIT", "SIGTERM"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def quiet_environment(tmp_path_factory):
     """Take what the user's or the system's settings could change out of this process and its children."""
     before = dict(os.environ)
