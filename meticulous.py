@@ -2523,9 +2523,9 @@ def _seconds_between(start, end):
     from datetime import datetime
 
     try:
-        if hasattr(datetime, "fromisoformat"):
+        if sys.version_info >= (3, 7):
             return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
-        # Python 3.6; the package leaves microseconds out when they are 0.
+        # The package leaves microseconds out when they are 0.
         times = [datetime.strptime((text + ".000000")[:26], "%Y-%m-%dT%H:%M:%S.%f") for text in (start, end)]
         return (times[1] - times[0]).total_seconds()
     except (TypeError, ValueError):
@@ -2536,14 +2536,12 @@ def _format_duration(seconds):
     """Put a number of seconds into two units, '3h 02m'; '' for None."""
     if seconds is None:
         return ""
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days}d {hours:02d}h"
-    if hours:
-        return f"{hours}h {minutes:02d}m"
-    return f"{minutes}m {seconds:02d}s" if minutes else f"{seconds}s"
+    seconds = int(seconds)
+    if seconds >= 86400:
+        return "%dd %02dh" % divmod(seconds // 3600, 24)
+    if seconds >= 3600:
+        return "%dh %02dm" % divmod(seconds // 60, 60)
+    return "%dm %02ds" % divmod(seconds, 60) if seconds >= 60 else f"{seconds}s"
 
 
 def _is_missing(value):
@@ -2574,10 +2572,10 @@ def _replace_infinite(value):
 
 def _dump_cell(value):
     """Put a value into the text that a CSV file has for it."""
-    if value is None:
-        return ""
     if isinstance(value, str):
         return value
+    if value is None:
+        return ""
     return _dump_json(value) if isinstance(value, (dict, list)) else str(value)
 
 
@@ -2586,6 +2584,13 @@ def _show_controls(text):
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _format_value(value, digits=15):
+    """Put a value into a text for people, floats with so many digits."""
+    if isinstance(value, float):
+        return "%.*g" % (digits, value)
+    return _show_controls(_dump_cell(value))
 
 
 def _is_ascii(text):
@@ -2605,8 +2610,8 @@ def _cut(text, width):
     """Cut *text* to *width* cells of a terminal, with '...' in the place of what was cut."""
     if _width(text) <= width:
         return text
-    end = "..."[: max(0, width)]
-    text = text[: max(0, width - len(end))]
+    end = "..."[:width]
+    text = text[: width - len(end)]
     while _width(text) > width - len(end):
         text = text[:-1]
     return text + end
@@ -2620,7 +2625,7 @@ _LONGEST_READ = 10 * 1024 * 1024
 # Without O_NONBLOCK, a named pipe in the place of a file would make every listing wait for ever.
 _READ_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _HEADER = ("expid", "sha", "start_time", "status", "status_message")
-_GROUPS = ("header", "args", "default_args", "metadata", "summary")
+_GROUPS = ["header", "args", "default_args", "metadata", "summary"]
 
 
 class _lazy:
@@ -2645,8 +2650,7 @@ def _read_bounded(path):
     try:
         content = os.read(descriptor, _USUAL_READ)
         if len(content) == _USUAL_READ:
-            with open(descriptor, "rb", closefd=False) as file:
-                content += file.read(_LONGEST_READ)
+            content += os.read(descriptor, _LONGEST_READ)
     finally:
         os.close(descriptor)
     if len(content) > _LONGEST_READ:
@@ -2675,15 +2679,14 @@ def _describe_signal(path):
 
 
 class _Shared:
-    """What the readers of one listing share: what it takes long to find out, and is the same for many."""
+    """What the readers of one listing share."""
 
     def __init__(self):
         from json import JSONDecoder
 
         self.scheduler = _Scheduler()
-        self.defaults = {}
-        # A third faster than json.loads(), which looks for options and, in bytes, for UTF-16 first.
-        self.parse = JSONDecoder().decode
+        # Half again as fast as json.loads(), which looks for options, UTF-16 and white space first.
+        self.parse = JSONDecoder().raw_decode
 
 
 class ExperimentReader:
@@ -2708,14 +2711,7 @@ class ExperimentReader:
     @_lazy
     def default_args(self) -> "Optional[Dict[str, Any]]":
         """The recorded defaults; None where they are unknown."""
-        # A thousand runs of one script have the same defaults: they are parsed once.
-        content = self._read("default_args.json", may_be_absent=True)
-        if content not in self._shared.defaults:
-            defaults = self._parse("default_args.json", content)
-            if not defaults or any(isinstance(value, (dict, list)) for value in defaults.values()):
-                return defaults
-            self._shared.defaults[content] = defaults
-        return self._shared.defaults[content].copy()
+        return self._read_dict("default_args.json")
 
     @_lazy
     def metadata(self) -> "Dict[str, Any]":
@@ -2727,17 +2723,15 @@ class ExperimentReader:
 
     @_lazy
     def summary(self) -> "Dict[str, Any]":
-        return self._read_dict("summary.json", may_be_absent=True)
+        return self._read_dict("summary.json")
 
     @_lazy
     def status(self) -> str:
-        self._read_status()
-        return self.__dict__["status"]
+        return self._outcome[0]
 
     @_lazy
     def status_message(self) -> str:
-        self._read_status()
-        return self.__dict__["status_message"]
+        return self._outcome[1]
 
     @_lazy
     def sha(self) -> "Optional[str]":
@@ -2757,16 +2751,14 @@ class ExperimentReader:
     @_lazy
     def duration(self) -> "Optional[float]":
         """Seconds of work in all attempts, up to now for a running one; None where nobody knows."""
-        attempts = self._attempts()
+        attempts = self._list_attempts()
         ends = [attempt.get("end-time") for attempt in attempts]
-        ends[-1] = ends[-1] or self._find_last_time()
+        if not ends[-1]:
+            sign = time.time() if self.status == "RUNNING" else _last_sign_of_life(self.curexpdir)
+            ends[-1] = None if sign is None else _local_time(sign)
         starts = [attempt.get("start-time") for attempt in attempts]
         seconds = [value for value in map(_seconds_between, starts, ends) if value is not None]
         return sum(seconds) if seconds else None
-
-    @_lazy
-    def _shared(self):
-        return _Shared()
 
     def open(self, file: "Any", mode: str = "r", *args: "Any", **kwargs: "Any") -> "IO[Any]":
         """Open *file* like the builtin open(), relative paths inside the experiment's folder."""
@@ -2775,42 +2767,48 @@ class ExperimentReader:
         return builtins.open(os.path.join(self.curexpdir, file), mode, *args, **kwargs)
 
     def refresh_status(self) -> None:
-        """Read STATUS, and metadata.json with it, again."""
-        self.__dict__.pop("metadata", None)
-        self._read_status()
+        """Forget STATUS, and metadata.json with it."""
+        for name in ("status", "status_message", "_outcome", "metadata"):
+            self.__dict__.pop(name, None)
 
     def refresh_summary(self) -> None:
-        """Read summary.json again."""
+        """Forget summary.json."""
         self.__dict__.pop("summary", None)
 
     def df_vars(self) -> "Dict[str, Any]":
         """Give everything there is, in the groups that a table's columns have."""
-        header = {name: getattr(self, name) for name in _HEADER}
+        header = {field: getattr(self, field) for field in _HEADER}
         return {"header": header, **{group: getattr(self, group) for group in _GROUPS[1:]}}
+
+    @_lazy
+    def _shared(self):
+        return _Shared()
 
     def _note(self, name, error):
         note = f"{name}: {_explain(error) if isinstance(error, OSError) else error}"
         if note not in self.problems:
             self.problems.append(note)
 
-    def _read(self, name, may_be_absent=False):
+    def _read(self, name):
         """Read the file *name*; None, and a note, if it can't be read."""
         try:
             return _read_bounded(self.curexpdir + "/" + name)
         except (OSError, ValueError) as error:
-            if not (may_be_absent and isinstance(error, FileNotFoundError)):
+            is_optional = name in ("default_args.json", "summary.json")
+            if not (is_optional and isinstance(error, FileNotFoundError)):
                 self._note(name, error)
             return None
 
-    def _read_dict(self, name, may_be_absent=False):
-        return self._parse(name, self._read(name, may_be_absent))
-
-    def _parse(self, name, content):
-        """Parse a JSON object; empty, and a note, if it is none."""
+    def _read_dict(self, name):
+        """Read a JSON object; empty, and a note, if there is none."""
+        content = self._read(name)
         if content is None:
             return {}
         try:
-            value = self._shared.parse(content.decode("utf-8"))
+            text = content.decode("utf-8").strip()
+            value, end = self._shared.parse(text)
+            if end < len(text):
+                raise ValueError("holds more than one value")
             if isinstance(value, dict) or (value is None and name == "default_args.json"):
                 return value
             self._note(name, f"holds a {type(value).__name__}, not an object")
@@ -2819,56 +2817,51 @@ class ExperimentReader:
         return {}
 
     def _read_status(self):
-        self._parse_status()
-        attempt = self._attempts()[-1] if self.status == "RUNNING" else {}
-        if self.status != "RUNNING" or self._is_running(attempt, self._shared.scheduler):
-            return
+        """Give the first line of STATUS and, if there are more, the last."""
+        content = self._read("STATUS")
+        lines = (content or b"").decode("utf-8", "replace").strip().split("\n")
+        if content is not None and not lines[0]:
+            self._note("STATUS", "is empty")
+        return lines[0].strip() or "UNKNOWN", lines[-1].strip() if len(lines) > 1 else ""
+
+    @_lazy
+    def _outcome(self):
+        """The status and its message: what STATUS says or, of a process that is gone, what became of it."""
+        outcome = self._read_status()
+        if outcome[0] != "RUNNING":
+            return outcome
+        attempt = self._list_attempts()[-1]
+        if self._is_running(attempt, self._shared.scheduler):
+            return outcome
         # Since they were read it may have ended, or gone on in another process, for which the scheduler's
         # answer may be too old.
         self.__dict__.pop("metadata", None)
-        self._parse_status()
-        if self.status == "RUNNING":
-            latest = self._attempts()[-1]
-            self._judge(
-                latest, self._is_running(latest, self._shared.scheduler if latest == attempt else None)
-            )
+        outcome, latest = self._read_status(), self._list_attempts()[-1]
+        if outcome[0] != "RUNNING":
+            return outcome
+        is_running = self._is_running(latest, self._shared.scheduler if latest == attempt else None)
+        return outcome if is_running else self._describe_end(latest, is_running is False)
 
-    def _parse_status(self):
-        content = self._read("STATUS")
-        lines = (content or b"").decode("utf-8", "replace").strip().split("\n")
-        self.status = lines[0].strip() or "UNKNOWN"
-        self.status_message = lines[-1].strip() if len(lines) > 1 else ""
-        if content is not None and not lines[0]:
-            self._note("STATUS", "is empty")
-
-    def _is_running(self, attempt, scheduler):
-        # If STATUS says RUNNING after an attempt has ended, the next one is about to begin.
-        return _is_running(attempt, scheduler) if "host" in attempt and "end-time" not in attempt else None
-
-    def _judge(self, attempt, is_running):
-        """Set the status and the message of a record that says RUNNING, by what became of its process."""
-        if is_running:
-            return
+    def _describe_end(self, attempt, is_certain):
+        """Give the status and the message of a process that is not known to run."""
         signal = _describe_signal(os.path.join(self.curexpdir, _STACKS_FILE))
         sign = _last_sign_of_life(self.curexpdir)
         age = "" if sign is None else _format_duration(time.time() - sign)
         message = f"last sign of life {age} ago" if age else "no sign of life"
         if isinstance(attempt.get("host"), str):
             message += f" on {attempt['host']}"
-        self.status = "RUNNING?" if is_running is None and not signal else "DEAD"
-        self.status_message = signal or message
+        return "DEAD" if is_certain or signal else "RUNNING?", signal or message
 
-    def _attempts(self):
+    def _is_running(self, attempt, scheduler):
+        # If STATUS says RUNNING after an attempt has ended, the next one is about to begin.
+        return _is_running(attempt, scheduler) if "host" in attempt and "end-time" not in attempt else None
+
+    def _list_attempts(self):
         """List the attempts; that of a record without a list, one by the package, is metadata itself."""
         attempts = self.metadata.get("attempts")
         if isinstance(attempts, list) and attempts and all(isinstance(attempt, dict) for attempt in attempts):
             return attempts
         return [self.metadata]
-
-    def _find_last_time(self):
-        """Say until when a record without an end is known to have run."""
-        sign = time.time() if self.status == "RUNNING" else _last_sign_of_life(self.curexpdir)
-        return None if sign is None else _local_time(sign)
 
 
 # === Experiments ==============================================================
@@ -2892,42 +2885,24 @@ def _is_experiment(entry):
         return True
 
 
-class _Names(dict):
-    """The names of columns, by the parts they are made of: each is made once for all rows."""
-
-    def __init__(self, group=None):
-        super().__init__()
-        self.group = group
-
-    def __missing__(self, name):
-        self[name] = _Names(name) if self.group is None else f"{self.group}.{name}"
-        return self[name]
-
-
-def _flatten(groups, levels, names=None):
-    """Make one flat dict of a dict of groups, with names like 'args.lr'; *levels* more of dicts are opened.
-
-    names: a _Names that many rows share.
-    """
-    names = _Names() if names is None else names
-    row: "Dict[str, Any]" = {}
-    for group, values in groups.items():
-        if values:
-            values = _open_dicts(values, levels) if levels else values
-            columns = names[group]
-            row.update(zip(map(columns.__getitem__, values), values.values()))
-    return row
-
-
-def _open_dicts(values, levels):
-    """Replace the dicts in a dict by what is in them, *levels* deep: {'a': {'b': 1}} becomes {'a.b': 1}."""
-    opened: "Dict[str, Any]" = {}
+def _flatten(values, levels):
+    """Open the dicts in a dict, *levels* deep: {'args': {'lr': 1}} becomes {'args.lr': 1}."""
+    if not levels:
+        return values
+    flat: "Dict[str, Any]" = {}
     for name, value in values.items():
-        if levels and isinstance(value, dict):
-            opened.update((f"{name}.{key}", item) for key, item in _open_dicts(value, levels - 1).items())
+        if isinstance(value, dict):
+            # Ten thousand rows have the same few names.
+            opened, prefix = _flatten(value, levels - 1), name + "."
+            flat.update({sys.intern(prefix + key): item for key, item in opened.items()})
         else:
-            opened[name] = value
-    return opened
+            flat[name] = value
+    return flat
+
+
+def _make_row(groups, levels):
+    """Make a row of a reader's groups (or None); *levels* of dicts inside of values are opened too."""
+    return _flatten({group: values for group, values in groups.items() if values}, 1 + levels)
 
 
 def _to_dataframe(rows, levels, is_flat=False):
@@ -2937,9 +2912,8 @@ def _to_dataframe(rows, levels, is_flat=False):
     try:
         pandas = import_module("pandas")
     except ImportError as error:
-        raise MeticulousException(
-            "A DataFrame needs pandas, which is not here; rows() needs nothing."
-        ) from error
+        text = "A DataFrame needs pandas, which is not here; rows() needs nothing."
+        raise MeticulousException(text) from error
     frame = pandas.DataFrame(rows)
     if "header.expid" in frame:
         frame.index = pandas.Index(frame.pop("header.expid"), name=("header", "expid"))
@@ -3004,8 +2978,7 @@ class Experiments:
 
         normalize_json_values: how many levels of dicts inside of values become columns of their own.
         """
-        names = _Names()
-        return [_flatten(reader.df_vars(), normalize_json_values, names) for reader in self]
+        return [_make_row(reader.df_vars(), normalize_json_values) for reader in self]
 
     def as_dataframe(self, normalize_json_values: int = 0) -> "Any":
         """Give a pandas DataFrame, indexed by ('header', 'expid').
@@ -3031,36 +3004,27 @@ def _find_directory(project_directory):
 
 
 def _find_experiment(directory, text):
-    """Give the reader of the experiment *text*: its id, its beginning, or -1, the latest; None if none."""
+    """List the names that *text* may mean: an id, the beginning of ids, or -1, the latest."""
     names = _list_folders(directory)
     if text in names:
-        return ExperimentReader(os.path.join(directory, text))
+        return [text]
     if re.match("-[1-9][0-9]*$", text):
-        readers = list(Experiments(experiments_directory=directory))
-        return readers[int(text)] if -int(text) <= len(readers) else None
-    return _pick_one(directory, text, sorted(name for name in names if name.startswith(text)))
+        by_time = list(Experiments(experiments_directory=directory).experiments)
+        return by_time[int(text) :][:1] if -int(text) <= len(by_time) else []
+    return sorted(name for name in names if name.startswith(text))
 
 
 def _find_job(directory, job):
-    """Give the reader of the experiment that ran as the Slurm job *job*, 1234 or 1234_7; None if none."""
-    readers = Experiments(experiments_directory=directory)
-    return _pick_one(directory, job, [reader.expid for reader in readers if job in _name_jobs(reader)])
-
-
-def _name_jobs(reader):
-    """List what Slurm may call the job of an experiment."""
-    place = reader.metadata.get("place")
-    if not isinstance(place, dict):
-        return []
-    array = place.get("slurm-array-job-id")
-    return [str(place.get("slurm-job-id")), str(array), f"{array}_{place.get('slurm-array-task-id')}"]
-
-
-def _pick_one(directory, text, names):
-    if len(names) > 1:
-        shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-        raise QueryException(f"{text!r} may be any of {len(names)} experiments: {shown}.")
-    return ExperimentReader(os.path.join(directory, names[0])) if names else None
+    """List the names of the experiments that ran as the Slurm job *job*, 1234 or 1234_7."""
+    names = []
+    for reader in Experiments(experiments_directory=directory):
+        place = reader.metadata.get("place")
+        if isinstance(place, dict):
+            array = place.get("slurm-array-job-id")
+            task = f"{array}_{place.get('slurm-array-task-id')}"
+            if job in (str(place.get("slurm-job-id")), str(array), task):
+                names.append(reader.expid)
+    return names
 
 
 # === Tables ===================================================================
@@ -3069,37 +3033,22 @@ def _pick_one(directory, text, names):
 _COMPARED = r"args\.|summary\.|metadata\.githead|header\.(status|duration)"
 
 
-def _find_needs(names):
-    """Give the header's fields and the other groups that columns beginning with *names* (None: all) need."""
-
-    def is_needed(column):
-        plain = column.replace(".", "_") + "_"
-        return names is None or any(
-            column.startswith(name.rstrip(".")) or (_plain(name) + "_").startswith(plain) for name in names
-        )
-
-    fields = [field for field in _HEADER + ("duration",) if is_needed("header." + field)]
-    return fields, [group for group in _GROUPS[1:] if is_needed(group)]
-
-
-def _plain(name):
-    """Put a column's name into the form that it has as a word in a filter."""
-    return re.sub(r"\W", "_", name)
-
-
 def _load_rows(directory, names, levels):
     """Read the rows of a directory by start time, and what could not be read, by experiment.
 
-    names: what the needed columns' names begin with; no file is opened for others; None: all.
+    names: what the needed columns' names begin with; no file is opened for others.
     """
-    fields, groups = _find_needs(names)
+    groups = set()
+    for name in names:
+        # All for a name that can't be: the error is to name what may have been meant.
+        groups.update([g for g in _GROUPS if g.startswith(name) or name.startswith(g)] or _GROUPS)
     rows: "List[Dict[str, Any]]" = []
     problems: "Dict[str, List[str]]" = {}
-    column_names = _Names()
     for reader in Experiments(experiments_directory=directory):
-        values = {"header": {field: getattr(reader, field) for field in fields}}
-        values.update((group, getattr(reader, group)) for group in groups)
-        rows.append(_flatten(values, levels, column_names))
+        values = {group: getattr(reader, group) for group in _GROUPS[1:] if group in groups}
+        if "header" in groups:
+            values["header"] = {field: getattr(reader, field) for field in (*_HEADER, "duration")}
+        rows.append(_make_row(values, levels))
         if reader.problems:
             problems[reader.expid] = reader.problems
         # The row has it all; with ten thousand readers, memory matters.
@@ -3112,18 +3061,32 @@ def _find_columns(rows):
     names = {}
     for row in rows:
         names.update(row)
-    groups = {group: rank for rank, group in enumerate(_GROUPS)}
-    return sorted(names, key=lambda name: groups.get(name.partition(".")[0], len(groups)))
+    ranks = {group: rank for rank, group in enumerate(_GROUPS)}
+    return sorted(names, key=lambda name: ranks.get(name.partition(".")[0], len(ranks)))
 
 
-def _find_inner_columns(rows):
-    """List the names of what lies inside of dicts, which are no columns: metadata.place.host."""
-    names = {}
-    for row in rows:
-        for name, value in row.items():
-            if isinstance(value, dict):
-                names.update(_flatten({name: value}, 99))
-    return list(names)
+def _resolve_column(rows, columns, name):
+    """Find the column that is meant by *name*, 'args.lr' or 'args_lr', also inside of a dict."""
+    found = _match_column(columns, name)
+    if found is None:
+        opened = [_flatten(row, 99) for row in rows]
+        inner = _find_columns(opened)
+        found = _match_column(inner, name)
+        if found is None:
+            raise QueryException(f"There is no column {name!r}: {_suggest(name, inner)}")
+        columns.append(found)
+        for row, values in zip(rows, opened):
+            row[found] = values.get(found)
+    return found
+
+
+def _match_column(columns, name):
+    if name in columns:
+        return name
+    found = [column for column in columns if re.sub(r"\W", "_", column) == name]
+    if len(found) > 1:
+        raise QueryException(f"{name!r} may be any of {', '.join(found)}: write it with dots.")
+    return found[0] if found else None
 
 
 def _suggest(name, columns):
@@ -3135,34 +3098,6 @@ def _suggest(name, columns):
     return f"did you mean {', '.join(near[:5])}?" if near else "--list_columns shows what there is."
 
 
-def _resolve_column(rows, columns, name):
-    """Find the column that is meant by *name*, 'args.lr' or 'args_lr', also inside of a dict."""
-    found = _match_column(columns, name)
-    if found is None:
-        inner = _find_inner_columns(rows)
-        found = _match_column(inner, name)
-        if found is None:
-            raise QueryException(f"There is no column {name!r}: {_suggest(name, columns + inner)}")
-        _take_out_column(rows, found)
-        columns.append(found)
-    return found
-
-
-def _match_column(columns, name):
-    found = [name] if name in columns else [column for column in columns if _plain(column) == name]
-    if len(found) > 1:
-        raise QueryException(f"{name!r} may be any of {', '.join(found)}: write it with dots.")
-    return found[0] if found else None
-
-
-def _take_out_column(rows, name):
-    """Give *rows* the column *name*, which lies inside a dict."""
-    for row in rows:
-        for outer, value in list(row.items()):
-            if name.startswith(outer + ".") and isinstance(value, dict):
-                row.update(item for item in _flatten({outer: value}, 99).items() if item[0] == name)
-
-
 def _choose_columns(rows, columns, prefixes):
     """List the *columns* that begin with one of *prefixes*, in the order of the prefixes."""
     chosen = {}
@@ -3172,39 +3107,32 @@ def _choose_columns(rows, columns, prefixes):
     return list(chosen)
 
 
-def _drop_defaults(rows, columns):
-    """Leave out of *columns* the arguments that are equal in all rows and, if it is known, to the default."""
-    return [column for column in columns if not column.startswith("args.") or _is_telling(rows, column)]
+def _is_changed(row, column):
+    """Tell whether an argument is not the default; also if nobody knows."""
+    return "default_" + column not in row or row.get(column) != row["default_" + column]
 
 
 def _is_telling(rows, column):
+    """Tell whether an argument differs between rows or, where it is known, from the default."""
     values = [row.get(column) for row in rows]
     if values.count(values[0]) < len(values):
         return True
-    default = "default_" + column
-    defaults = [row[default] for row in rows if default in row]
+    defaults = [row["default_" + column] for row in rows if "default_" + column in row]
     return defaults.count(values[0]) < len(defaults) or (len(rows) == 1 and not defaults)
-
-
-def _is_changed(row, column):
-    default = row.get("default_" + column, row)
-    return default is row or row[column] != default
 
 
 def _choose_args(rows, columns, mode):
     """List *columns* with the arguments that --args asks for."""
-    if mode is None:
-        return columns
     args = [column for column in columns if column.startswith("args.")]
     columns = [column for column in columns if not column.startswith("default_args.")]
-    if mode == "all":
+    if mode == "all" or not args:
         return columns
-    changed = [column for column in args if any(_is_changed(row, column) for row in rows if column in row)]
     if mode == "non-default":
-        return [column for column in columns if column not in args or column in changed]
-    position = columns.index(args[0]) if args else 0
+        equal = {c for c in args if not any(_is_changed(row, c) for row in rows if c in row)}
+        return [column for column in columns if column not in equal]
+    position = columns.index(args[0])
     columns = [column for column in columns if column not in args]
-    if mode == "truncated" and args:
+    if mode == "truncated":
         for row in rows:
             pairs = (f"{c[5:]}={_dump_cell(row[c])}" for c in args if c in row and _is_changed(row, c))
             row["args"] = _cut(" ".join(pairs), 60)
@@ -3256,42 +3184,28 @@ def _group_key(value):
 
 def _mean_and_deviation(values):
     """Give the mean and the standard deviation of a sample, None where there are too few values."""
-    from math import fsum, isfinite, sqrt
+    from math import fsum, sqrt
 
     try:
         mean = fsum(values) / len(values)
-        deviation = sqrt(fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
-        return mean, deviation if isfinite(deviation) else None
-    except ZeroDivisionError:
-        return (values[0] if values else None), None
-    except (OverflowError, ValueError):
+        squares = fsum((value - mean) ** 2 for value in values)
+        return mean, sqrt(squares / (len(values) - 1)) if len(values) > 1 else None
+    except (OverflowError, ValueError, ZeroDivisionError):
         return None, None
 
 
-def _find_differences_of(rows):
+def _list_differences(rows):
     """List the columns that two rows differ in, with both values, and the difference of numbers."""
     differences = []
     for column in _find_columns(rows):
-        values = [row.get(column) for row in rows]
-        if values[0] != values[1] and re.match(_COMPARED, column):
-            differences.append({"column": column, "values": values, "difference": _subtract(*values)})
+        first, second = values = [row.get(column) for row in rows]
+        if first != second and re.match(_COMPARED, column):
+            try:
+                change = float(second - first) if _is_number(first) and _is_number(second) else None
+            except OverflowError:
+                change = None
+            differences.append({"column": column, "values": values, "difference": change})
     return differences
-
-
-def _subtract(first, second):
-    """Give by how much the number *second* is larger than *first*; None where there is no such number."""
-    if not (_is_number(first) and _is_number(second)):
-        return None
-    try:
-        float(second - first)
-        return second - first
-    except OverflowError:
-        return None
-
-
-def _collect_problems(readers):
-    """Give what could not be read, by experiment."""
-    return {reader.expid: reader.problems for reader in readers if reader.problems}
 
 
 def _diff_commits(readers):
@@ -3313,7 +3227,6 @@ def _diff_commits(readers):
 # Choose rows by an expression, parsed by ast and checked against a white list; nothing is ever evaluated.
 
 _LONGEST_FILTER = 4000
-_DEEPEST_FILTER = 50
 _LARGEST_NUMBER = 10**300
 _FILTER_WORDS = (
     r"""(?P<text>'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")"""
@@ -3321,17 +3234,27 @@ _FILTER_WORDS = (
     r"""|(?<![\w.])(?P<dotted>[^\W\d]\w*(?:\.\w+)+)"""
     r"""|(?P<operator>&&?|\|\|?)"""
 )
+_OPERATORS = {
+    "Add": lambda left, right: left + right,
+    "Sub": lambda left, right: left - right,
+    "Mult": lambda left, right: left * right,
+    "Div": lambda left, right: left / right,
+    "Lt": lambda left, right: left < right,
+    "LtE": lambda left, right: left <= right,
+    "Gt": lambda left, right: left > right,
+    "GtE": lambda left, right: left >= right,
+}
 
 
 def _filter_rows(rows, columns, text):
     """List the rows for which the expression *text* is true. Raises QueryException."""
-    if not rows:
-        return []
     try:
         matches = _Filter(rows, columns).compile(text)
         return [row for row in rows if _truth(matches(row))]
     except QueryException as error:
         raise QueryException(f"The filter {_cut(text, 60)!r}: {error}") from None
+    except RecursionError:
+        raise QueryException(f"The filter {_cut(text, 60)!r} is too deep.") from None
 
 
 class _Filter:
@@ -3340,7 +3263,6 @@ class _Filter:
     def __init__(self, rows, columns):
         self.rows, self.columns = rows, columns
         self.names = {}
-        self.depth = 0
 
     def compile(self, text):
         import ast
@@ -3355,7 +3277,7 @@ class _Filter:
                 tree = ast.parse(source, mode="eval")
         except SyntaxError:
             raise QueryException("it can't be parsed; odd names go in backticks: `args.a-b`.") from None
-        except (ValueError, MemoryError, RecursionError):
+        except (ValueError, MemoryError):
             raise QueryException("it can't be parsed: too deep, or too long a number.") from None
         return self._compile(tree.body)
 
@@ -3374,24 +3296,11 @@ class _Filter:
         method = getattr(self, "_compile_" + kind, None)
         if method is None:
             raise QueryException(f"{kind} is not understood; there are and or not in == < + - * /.")
-        self.depth += 1
-        if self.depth > _DEEPEST_FILTER:
-            raise QueryException(f"it is more than {_DEEPEST_FILTER} levels deep.")
-        result = method(node)
-        self.depth -= 1
-        return result
-
-    def _find_column(self, node):
-        return _resolve_column(self.rows, self.columns, self.names.get(node.id, node.id))
+        return method(node)
 
     def _compile_Name(self, node):
-        column = self._find_column(node)
-
-        def get(row):
-            value = row.get(column)
-            return None if value != value else value
-
-        return get
+        column = node.column = _resolve_column(self.rows, self.columns, self.names.get(node.id, node.id))
+        return lambda row: None if _is_missing(row.get(column)) else row[column]
 
     def _compile_Constant(self, node):
         import ast
@@ -3424,7 +3333,7 @@ class _Filter:
 
     def _compile_BinOp(self, node):
         kind = type(node.op).__name__
-        if kind not in ("Add", "Sub", "Mult", "Div"):
+        if kind not in _OPERATORS:
             raise QueryException(f"the operator {kind} is not understood; there are + - * /.")
         left, right = self._compile(node.left), self._compile(node.right)
         return lambda row: _calculate(kind, left(row), right(row))
@@ -3445,20 +3354,13 @@ class _Filter:
         import ast
 
         try:
-            constants = ast.literal_eval(other)
-        except ValueError:
+            column, constants = node.column, ast.literal_eval(other)
+        except (AttributeError, ValueError):
             return
-        if type(node).__name__ != "Name":
-            return
-        column = self._find_column(node)
-        values = {_type(row.get(column)): row.get(column) for row in self.rows}
-        values.pop("nothing", None)
+        kinds = {_type(row.get(column)) for row in self.rows} - {"nothing"}
         for constant in constants if isinstance(constants, (list, tuple)) else [constants]:
-            if values and not {_type(constant), "list"} & set(values) and constant is not None:
-                kind, value = min(values.items())
-                raise QueryException(
-                    f"{column} is a {kind}, {value!r}, and {constant!r} a {_type(constant)}."
-                )
+            if kinds and constant is not None and not kinds & {_type(constant), "list"}:
+                raise QueryException(f"{column} is a {min(kinds)}, and {constant!r} a {_type(constant)}.")
 
 
 def _type(value):
@@ -3477,29 +3379,22 @@ def _truth(value):
 
 
 def _calculate(kind, left, right):
-    """Calculate with two numbers; None if one is missing, and for a division by zero."""
-    import operator
-
+    """Calculate with two numbers; None if one is missing, and where there is no result."""
     if left is None or right is None:
         return None
     if _type(left) != "number" or _type(right) != "number":
         raise QueryException(f"{left!r} and {right!r} are not both numbers.")
-    function = {"Add": operator.add, "Sub": operator.sub, "Mult": operator.mul, "Div": operator.truediv}[kind]
     try:
-        result = function(left, right)
-    except ZeroDivisionError:
+        result = _OPERATORS[kind](left, right)
+    except (ZeroDivisionError, OverflowError):
         return None
-    except OverflowError:
-        result = _LARGEST_NUMBER + 1
     if isinstance(result, int) and abs(result) > _LARGEST_NUMBER:
         raise QueryException("its numbers grow too large.")
-    return None if result != result else result
+    return None if _is_missing(result) else result
 
 
 def _compare(kind, left, right):
     """Compare two values; what is missing is equal to None, and neither smaller nor larger than anything."""
-    import operator
-
     if kind in ("Eq", "Is", "NotEq", "IsNot"):
         return (left == right) == (kind in ("Eq", "Is"))
     if kind in ("In", "NotIn"):
@@ -3511,7 +3406,7 @@ def _compare(kind, left, right):
         return False
     if _type(left) != _type(right) or _type(left) not in ("number", "text"):
         raise QueryException(f"{left!r} and {right!r} can't be put in an order.")
-    return {"Lt": operator.lt, "LtE": operator.le, "Gt": operator.gt, "GtE": operator.ge}[kind](left, right)
+    return _OPERATORS[kind](left, right)
 
 
 # === Formats ==================================================================
@@ -3526,6 +3421,10 @@ _TITLES = {
 }
 _COLORS = {"SUCCESS": "32", "RUNNING": "36", "ERROR": "31", "DEAD": "31", "RUNNING?": "33", "UNKNOWN": "33"}
 _WIDEST_CELL = 40
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX.update((c, "\\" + c) for c in "&%$#_{}")
+# A bracket or star at the start of a line is an option of the line break before it.
+_LATEX.update((c, "{" + c + "}") for c in "[]*<>|\"'`-")
 
 
 def _format_csv(rows, columns):
@@ -3542,31 +3441,25 @@ def _format_csv(rows, columns):
 def _format_json(rows, names, **more):
     """Format rows in the one shape of JSON that everything here has: {"rows": [{"args.lr": 0.1}], ...}."""
     chosen = [{name: row[name] for name in names if name in row} for row in rows]
-    return _dump_json({"rows": chosen, **more}, 2) + "\n"
+    return _dump_json({"rows": chosen, **more}, 2)
 
 
 def _format_markdown(rows, columns):
-    def escape(value):
-        return re.sub(r"[\\`*_\[\]<>&|~$]", r"\\\g<0>", _show_controls(_dump_cell(value)))
+    def format_line(values):
+        texts = [re.sub(r"[\\`*_\[\]<>&|~$]", r"\\\g<0>", _show_controls(_dump_cell(v))) for v in values]
+        return "| " + " | ".join(texts) + " |\n"
 
-    lines = [columns] + [[row.get(column) for column in columns] for row in rows]
-    texts = ["| " + " | ".join(map(escape, line)) + " |\n" for line in lines]
-    return texts[0] + "|" + " --- |" * len(columns) + "\n" + "".join(texts[1:])
+    head = format_line(columns) + "|" + " --- |" * len(columns) + "\n"
+    return head + "".join(format_line(map(row.get, columns)) for row in rows)
 
 
 def _format_latex(rows, columns):
-    names = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    names.update({c: "\\" + c for c in "&%$#_{}"})
-    # A bracket or star at the start of a line is an option of the line break before it.
-    names.update({c: "{" + c + "}" for c in "[]*<>|\"'`-"})
+    def format_line(values):
+        texts = [_show_controls(_dump_cell(v)).translate(str.maketrans(_LATEX)) for v in values]
+        return " & ".join(texts) + r" \\" + "\n"
 
-    def escape(value):
-        return "".join(names.get(c, c) for c in _show_controls(_dump_cell(value)))
-
-    lines = [columns] + [[row.get(column) for column in columns] for row in rows]
-    texts = [" & ".join(map(escape, line)) + r" \\" + "\n" for line in lines]
-    head = "\\begin{tabular}{" + "l" * len(columns) + "}\n\\hline\n" + texts[0] + "\\hline\n"
-    return head + "".join(texts[1:]) + "\\hline\n\\end{tabular}\n"
+    head = "\\begin{tabular}{" + "l" * len(columns) + "}\n\\hline\n" + format_line(columns) + "\\hline\n"
+    return head + "".join(format_line(map(row.get, columns)) for row in rows) + "\\hline\n\\end{tabular}\n"
 
 
 _FORMATS: "Dict[str, Any]" = {
@@ -3574,6 +3467,7 @@ _FORMATS: "Dict[str, Any]" = {
     "json": _format_json,
     "md": _format_markdown,
     "tex": _format_latex,
+    "pd": None,
 }
 
 
@@ -3583,52 +3477,15 @@ def _find_ending(path):
 
 def _export(path, rows, columns, levels, is_flat):
     """Write a table to the file *path*, in the format that its ending says."""
-    ending = _find_ending(path)
+    format_rows = _FORMATS[_find_ending(path)]
     try:
-        if ending == "pd":
+        if format_rows:
+            _write_file(path, format_rows(rows, columns).encode("utf-8", "backslashreplace"))
+        else:
             rows = [{column: row.get(column) for column in columns} for row in rows]
             _to_dataframe(rows, levels, is_flat).to_pickle(path)
-        else:
-            _write_file(path, _FORMATS[ending](rows, columns).encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise FolderException(path, f"can't be written: {_explain(error)}.", error.errno) from error
-
-
-def _format_values(values, digits):
-    """Put a column's values into texts for people."""
-    kinds = set(map(type, values))
-    if kinds == {float}:
-        return ["%.*g" % (digits, value) for value in values]
-    if kinds != {str}:
-        values = ["%.*g" % (digits, v) if isinstance(v, float) else _dump_cell(v) for v in values]
-    return values if "".join(values).isprintable() else list(map(_show_controls, values))
-
-
-def _format_column(rows, column, title, least):
-    """Format a column as texts of one width, *least* or more, its title first, points aligned."""
-    values = [row.get(column) for row in rows]
-    # Results are measured, arguments are chosen: only the former are rounded.
-    texts = _format_values(values, 5 if column.startswith("summary.") else 15)
-    is_numeric = set(map(type, values)) <= {int, float, type(None)} or "".join(texts).isdigit()
-    if is_numeric:
-        texts = _align_points(texts)
-    texts.insert(0, _show_controls(title))
-    measure = len if _is_ascii("".join(texts)) else _width
-    widths = list(map(measure, texts))
-    if max(widths) > _WIDEST_CELL:
-        texts = [_cut(text, _WIDEST_CELL) for text in texts]
-        widths = list(map(measure, texts))
-    widest = max(widths + [least])
-    if is_numeric:
-        return [" " * (widest - width) + text for text, width in zip(texts, widths)]
-    return [text + " " * (widest - width) for text, width in zip(texts, widths)]
-
-
-def _align_points(texts):
-    """Fill numbers up on the right so that, when aligned on the right, their points are below each other."""
-    tails = [len(text.lstrip("-0123456789")) for text in texts]
-    longest = max(tails, default=0)
-    return [text + " " * (longest - tail) for text, tail in zip(texts, tails)]
 
 
 def _split_title(column, is_flat):
@@ -3637,6 +3494,30 @@ def _split_title(column, is_flat):
     if column in _TITLES:
         return "", _TITLES[column]
     return ("", column) if is_flat or not name else ("" if group == "header" else group, name)
+
+
+def _format_column(rows, column, titles):
+    """Format a column as texts of one width, its two titles first, numbers with their points aligned."""
+    values = [row.get(column) for row in rows]
+    # Results are measured, arguments are chosen: only the former are rounded.
+    digits = 5 if column.startswith("summary.") else 15
+    texts = [_format_value(value, digits) for value in values]
+    is_numeric = set(map(type, values)) <= {int, float, type(None)} or "".join(texts).isdigit()
+    if is_numeric:
+        # Filled up behind the point to one length.
+        tails = [len(text.lstrip("-0123456789")) for text in texts]
+        longest = max(tails, default=0)
+        texts = [text + " " * (longest - tail) for text, tail in zip(texts, tails)]
+    texts = [titles[0], _show_controls(titles[1]), *texts]
+    measure = len if _is_ascii("".join(texts)) else _width
+    if max(map(measure, texts)) > _WIDEST_CELL:
+        texts = [_cut(text, _WIDEST_CELL) for text in texts]
+    widths = list(map(measure, texts))
+    widest = max(widths)
+    fills = [" " * (widest - width) for width in widths]
+    if not is_numeric:
+        return [text + fill for text, fill in zip(texts, fills)]
+    return [texts[0] + fills[0]] + [fill + text for text, fill in zip(texts[1:], fills[1:])]
 
 
 def _fit_columns(columns, widths, width, has_messages):
@@ -3657,56 +3538,36 @@ def _fit_columns(columns, widths, width, has_messages):
     return [column for column in columns if column in chosen]
 
 
-def _format_table(rows, columns, width=None, height=None, is_flat=False, colors=False, messages=()):
+def _format_table(rows, columns, width=None, is_flat=False, colors=False, messages=()):
     """Format a table for people, as a list of lines; *messages* (one a row) follow each row's last value.
 
-    With a *width*, columns that don't fit are left out, and the last line says which. The titles come again
-    at the end of a table that does not fit into *height*.
+    With a *width*, columns that don't fit are left out, and the last line says which.
     """
-    titles = {column: _split_title(column, is_flat) for column in columns}
-    firsts = {group: column for column, (group, _) in reversed(list(titles.items()))}
-    cells = {}
-    for column, (group, title) in titles.items():
-        cells[column] = _format_column(rows, column, title, len(group) if firsts[group] == column else 0)
+    cells, above = {}, ""
+    for column in columns:
+        group, title = _split_title(column, is_flat)
+        cells[column] = _format_column(rows, column, ["" if group == above else _show_controls(group), title])
+        above = group
     widths = {column: _width(texts[0]) for column, texts in cells.items()}
     shown = _fit_columns(columns, widths, width, any(messages)) if width else columns
-    groups = [titles[c][0] if firsts[titles[c][0]] == c else "" for c in shown]
-    above = "  ".join(group.ljust(widths[column]) for group, column in zip(groups, shown)).rstrip()
     lines = ["  ".join(line).rstrip() for line in zip(*(cells[column] for column in shown))]
-    for number, message in enumerate(messages, 1):
+    for number, message in enumerate(messages, 2):
         if message:
             lines[number] += "  " + _show_controls(message)
     if width:
         lines = [_cut(line, width) for line in lines]
     if colors:
-        lines = _color_lines(rows, lines)
-    head = [_cut(above, width or len(above))] if above else []
-    lines = head + lines + (head + lines[:1] if height and len(rows) + 4 > height else [])
+        words = "|".join(map(re.escape, _COLORS))
+        lines = [re.sub(rf"(?<= )({words})(?= |$)", _color_status, line, count=1) for line in lines]
     omitted = [_show_controls(column) for column in columns if column not in shown]
     if omitted:
         more = f" and {len(omitted) - 4} more" if len(omitted) > 4 else ""
         lines.append(f"Not shown, for want of width: {', '.join(omitted[:4])}{more}.")
-    return lines
+    return lines if lines[0] else lines[1:]
 
 
-def _color_lines(rows, lines):
-    """Color each row's status, and make the titles bold."""
-    colored = ["\x1b[1m" + lines[0] + "\x1b[0m"]
-    for row, line in zip(rows, lines[1:]):
-        status = row.get("header.status")
-        if status in _COLORS:
-            line = line.replace(f" {status}", f" \x1b[{_COLORS[status]}m{status}\x1b[0m", 1)
-        colored.append(line)
-    return colored
-
-
-def _count_by_status(rows):
-    """Put into words how many rows have which status."""
-    from collections import Counter
-
-    counts = Counter(row["header.status"] for row in rows)
-    words = [f"{count} {_show_controls(status)}" for status, count in sorted(counts.items())]
-    return f"{len(rows)} experiments: {', '.join(words)}."
+def _color_status(match):
+    return f"\x1b[{_COLORS[match.group()]}m{match.group()}\x1b[0m"
 
 
 def _shorten_times(rows):
@@ -3718,57 +3579,49 @@ def _shorten_times(rows):
         row["header.duration"] = "%7s" % _format_duration(row["header.duration"])
 
 
-def _format_differences(differences):
-    """Yield the lines that `diff` prints of what two experiments differ in."""
-    longest = max((_width(_show_controls(difference["column"])) for difference in differences), default=0)
-    for difference in differences:
-        column = _show_controls(difference["column"])
-        # What is not there has no text of its own in a table, but needs one here.
-        values = [_format_values([value], 6)[0] or "-" for value in difference["values"]]
-        change = "" if difference["difference"] is None else "  (%+.6g)" % difference["difference"]
-        yield f"{column}{' ' * (longest - _width(column))}  {values[0]} -> {values[1]}{change}"
-    yield "" if differences else "No differences."
+def _format_pairs(title, pairs):
+    """Yield a title and a line for each name and text, the texts below each other."""
+    pairs = [(_show_controls(name), _show_controls(text)) for name, text in pairs]
+    longest = max((_width(name) for name, _ in pairs), default=0)
+    yield _show_controls(title) + ("" if pairs else ": none")
+    for name, text in pairs:
+        yield f"{name}{' ' * (longest - _width(name))}  {text}"
+
+
+def _format_difference(values, difference):
+    # What is not there has no text of its own in a table, but needs one here.
+    first, second = (_format_value(value, 6) or "-" for value in values)
+    return f"{first} -> {second}" + ("" if difference is None else "  (%+.6g)" % difference)
 
 
 def _format_experiment(reader, row, texts):
     """Yield the lines that `show` prints; *texts* are the lines of STATUS, stdout and stderr."""
-    yield _show_controls(f"{reader.expid}  {reader.status}  {reader.status_message}".rstrip())
-    yield _show_controls(f"folder  {os.path.abspath(reader.curexpdir)}")
-    yield _show_controls(f"start   {reader.start_time}")
-    yield f"took    {_format_duration(reader.duration) or 'unknown'}"
-    for group in ("args", "summary", "metadata"):
-        yield from _format_group(row, group)
-    yield from _format_lines("stdout, its end", texts["stdout"])
-    yield from _format_lines("stderr, its end", texts["stderr"])
-    if len(texts["status"]) > 1:
-        yield from _format_lines("STATUS", texts["status"])
-    yield from _format_lines("could not be read", reader.problems)
+    folder, took = os.path.abspath(reader.curexpdir), _format_duration(reader.duration) or "unknown"
+    title = f"{reader.expid}  {reader.status}  {reader.status_message}".rstrip()
+    yield from _format_pairs(title, [("folder", folder), ("start", reader.start_time), ("took", took)])
+    yield from _format_group(row, "args", " (* is not the default)")
+    yield from _format_group(row, "summary")
+    yield from _format_group(row, "metadata")
+    status = texts["status"] if len(texts["status"]) > 1 else []
+    titles = ("stdout, its end", "stderr, its end", "STATUS", "could not be read")
+    for title, lines in zip(titles, (texts["stdout"], texts["stderr"], status, reader.problems)):
+        if any(lines):
+            yield from ("", title)
+            # A progress bar: what the carriage returns left to be seen.
+            yield from ("  " + _show_controls(line.rstrip("\r").rpartition("\r")[2]) for line in lines)
 
 
-def _format_group(row, group):
-    """Yield a title and a line for each value of a group; arguments that are not the default have a star."""
-    columns = [column for column in row if column.startswith(group + ".")]
-    names = {column: _show_controls(column[len(group) + 1 :]) for column in columns}
-    longest = max(map(_width, names.values()), default=0)
+def _format_group(row, group, title=""):
+    """Yield the values of a group; arguments that are not the default have a star."""
+    pairs = []
+    for column in row:
+        if column.startswith(group + "."):
+            star, text = " ", _format_value(row[column])
+            if "default_" + column in row and _is_changed(row, column):
+                star, text = "*", f"{text}  (default {_format_value(row['default_' + column])})"
+            pairs.append((f"{star} {column[len(group) + 1 :]}", text))
     yield ""
-    yield group + (" (* is not the default)" if group == "args" else "") + ("" if columns else ": none")
-    for column in columns:
-        is_changed = "default_" + column in row and _is_changed(row, column)
-        text = _format_values([row[column]], 15)[0]
-        if is_changed:
-            text += f"  (default {_format_values([row['default_' + column]], 15)[0]})"
-        yield f"{'*' if is_changed else ' '} {names[column]}{' ' * (longest - _width(names[column]))}  {text}"
-
-
-def _format_lines(title, lines):
-    """Yield a title and lines, unless they are empty."""
-    lines = [_show_controls(line.rstrip("\r").rpartition("\r")[2]) for line in lines]
-    while lines and not lines[-1]:
-        lines.pop()
-    if lines:
-        yield ""
-        yield title
-        yield from ("  " + line for line in lines)
+    yield from _format_pairs(group + title, pairs)
 
 
 # === Running ==================================================================
@@ -3993,24 +3846,23 @@ class _NothingFound(QueryException):
     """What was asked for is not there, which has an exit code of its own."""
 
 
-def _print(text):
-    """Print *text*, with escapes for what stdout's encoding lacks."""
+def _print(lines):
+    """Print lines, with escapes for what stdout's encoding lacks."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    text = "".join(line + "\n" for line in lines)
     sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def _make_parser(name, epilog):
     import argparse
-
-    def make_formatter(prog):
-        # Given a width, it need not import shutil to ask the terminal.
-        return argparse.RawDescriptionHelpFormatter(prog, max_help_position=27, width=79)
+    from functools import partial
 
     parser = argparse.ArgumentParser(
         prog=f"meticulous {name}".strip(),
         description=_COMMANDS[name][1],
         epilog=epilog,
-        formatter_class=make_formatter,
+        # Given a width, it need not import shutil to ask the terminal.
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=27, width=79),
     )
     add = parser.add_argument
     add("--json", action="store_true", help='print JSON: {"rows": [{"args.lr": 0.1, ...}], ...}')
@@ -4018,66 +3870,70 @@ def _make_parser(name, epilog):
     return parser
 
 
-def _parse_ids(name, words, *positionals):
-    """Parse the options of a command on single experiments."""
+def _read_named(name, words, *ids):
+    """Parse the options of a command on single experiments; returns them, and readers and rows of *ids*."""
     parser = _make_parser(name, "An ID may be shortened as long as it is unambiguous; -1 is the latest.")
     parser.add_argument("--experiments-directory", metavar="DIR", help="where the experiments are")
     if name == "show":
         parser.add_argument("--job", metavar="JOB", help="instead of an ID, a Slurm job: 1234 or 1234_7")
-    for positional in positionals:
-        parser.add_argument(positional, metavar=positional, nargs="?" if name == "show" else None)
-    return parser.parse_args(words)
+    for metavar in ids:
+        parser.add_argument(metavar, nargs="?" if name == "show" else None)
+    options = parser.parse_args(words)
+    directory = options.experiments_directory or _find_directory(options.project_directory)
+    job = getattr(options, "job", None)
+    readers = [_read_one(directory, getattr(options, metavar), job) for metavar in ids]
+    rows = [{**_make_row(reader.df_vars(), 0), "header.duration": reader.duration} for reader in readers]
+    return options, readers, rows
 
 
-def _read_one(options, text, job=None):
-    """Find one experiment, by its ID or its job."""
+def _read_one(directory, text, job):
+    """Find the one experiment that an ID or a job means."""
     if (text is None) == (job is None):
         raise QueryException("Name one experiment, by its ID or by --job.")
-    directory = options.experiments_directory or _find_directory(options.project_directory)
-    reader = _find_job(directory, job) if job else _find_experiment(directory, text)
-    if reader is None:
-        what = f"of job {job}" if job else repr(text)
+    names = _find_experiment(directory, text) if job is None else _find_job(directory, job)
+    if not names:
+        what = repr(text) if job is None else f"of job {job}"
         raise _NothingFound(f"There is no experiment {what} in {directory}.")
-    row = _flatten(reader.df_vars(), 0)
-    row["header.duration"] = reader.duration
-    return reader, row
+    if len(names) > 1:
+        shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        raise QueryException(f"{text or job!r} may be any of {len(names)} experiments: {shown}.")
+    return ExperimentReader(os.path.join(directory, names[0]))
 
 
 def _path(words):
-    options = _parse_ids("path", words, "ID")
-    path = os.path.abspath(_read_one(options, options.ID)[0].curexpdir)
-    row = {"header.expid": os.path.basename(path), "path": path}
-    _print(_format_json([row], list(row)) if options.json else path + "\n")
+    options, (reader,), _ = _read_named("path", words, "ID")
+    path = os.path.abspath(reader.curexpdir)
+    row = {"header.expid": reader.expid, "path": path}
+    _print([_format_json([row], row) if options.json else path])
     return _FOUND
 
 
 def _show(words):
-    options = _parse_ids("show", words, "ID")
-    reader, row = _read_one(options, options.ID, options.job)
-    texts = {"status": (reader._read("STATUS") or b"").decode("utf-8", "replace").split("\n")}
+    options, (reader,), (row,) = _read_named("show", words, "ID")
+    texts = {"status": (reader._read("STATUS") or b"").decode("utf-8", "replace").rstrip().split("\n")}
     for name in ("stdout", "stderr"):
         texts[name] = _read_tail(os.path.join(reader.curexpdir, name), _TAIL_LINES)
     if options.json:
-        _print(_format_json([row], list(row), problems=_collect_problems([reader]), **texts))
+        _print([_format_json([row], row, problems=_list_problems([reader]), **texts)])
     else:
-        _print("\n".join(_format_experiment(reader, row, texts)) + "\n")
+        _print(_format_experiment(reader, row, texts))
     return _FOUND
 
 
 def _diff(words):
-    options = _parse_ids("diff", words, "A", "B")
-    readers, rows = zip(_read_one(options, options.A), _read_one(options, options.B))
-    differences, stat = _find_differences_of(rows), _diff_commits(readers)
+    options, readers, rows = _read_named("diff", words, "A", "B")
+    differences, stat = _list_differences(rows), _diff_commits(readers)
     if options.json:
-        more = {
-            "differences": differences,
-            "stat": stat,
-            "problems": _collect_problems(readers),
-        }
-        _print(_format_json(rows, _find_columns(rows), **more))
+        more = {"differences": differences, "stat": stat, "problems": _list_problems(readers)}
+        _print([_format_json(rows, _find_columns(rows), **more)])
     else:
-        _print("\n".join([*_format_differences(differences), *map(_show_controls, stat.split("\n"))]) + "\n")
+        pairs = [(d["column"], _format_difference(d["values"], d["difference"])) for d in differences]
+        _print([*_format_pairs("differences", pairs), "", *map(_show_controls, stat.split("\n"))])
     return _FOUND
+
+
+def _list_problems(readers):
+    return {reader.expid: reader.problems for reader in readers if reader.problems}
 
 
 def _parse_listing(words):
@@ -4092,7 +3948,7 @@ def _parse_listing(words):
     # fmt: off
     add("experiments_directory", metavar="DIRECTORY", nargs="?", help="default: the project's 'experiments'")
     add("--filter", metavar="EXPRESSION", help="only rows where it is true: 'args.lr < 1 and args.seed == 3'")
-    add("--groupby", metavar="COLUMN", nargs="+", help="a row for each value: mean, std, count of numbers")
+    add("--groupby", metavar="COLUMN", nargs="+", default=[], help="a row for each value: mean, std, count")
     add("--sort", metavar="COLUMN", nargs="+", default=[], help="sort, largest first")
     add("--sort_reverse", metavar="COLUMN", nargs="+", default=[], help="sort, smallest first")
     add("--tail", metavar="N", type=int, help="only the last N rows")
@@ -4105,8 +3961,8 @@ def _parse_listing(words):
     add("--version", action="store_true", help="print the version, and git's hash of this very file")
     # fmt: on
     options = parser.parse_args(words)
-    if options.export and _find_ending(options.export) not in {*_FORMATS, "pd"}:
-        parser.error(f"--export {options.export!r}: the ending is one of .{', .'.join(_FORMATS)}, .pd")
+    if options.export and _find_ending(options.export) not in _FORMATS:
+        parser.error(f"--export {options.export!r}: the ending is one of .{', .'.join(_FORMATS)}")
     if (options.tail or 0) < 0 or options.normalize_json_values < 0:
         parser.error("--tail and --normalize_json_values take no negative numbers")
     options.is_for_people = not (options.columns or options.export or options.json or options.list_columns)
@@ -4123,89 +3979,86 @@ def _describe_version():
 
 
 def _list(words):
+    import gc
+
     options = _parse_listing(words)
     if options.version:
-        _print(_describe_version() + "\n")
+        _print([_describe_version()])
         return _FOUND
     directory = options.experiments_directory or _find_directory(options.project_directory)
-    rows, problems = _load_rows(directory, _plan_columns(options), options.normalize_json_values)
-    rows, columns = _choose_rows(rows, _find_columns(rows), options)
-    if not rows:
+    gc.disable()  # All that is loaded stays: looking for garbage in it would take a tenth of the time.
+    try:
+        rows, problems = _load_rows(directory, _list_needs(options), options.normalize_json_values)
+    finally:
+        gc.enable()
+    columns = _find_columns(rows)
+    if options.filter and rows:
+        rows = _filter_rows(rows, columns, options.filter)
+    if rows:
+        rows, columns = _arrange(rows, columns, options)
+    else:
         _warn(f"there are no{' such' if options.filter else ''} experiments in {directory}")
     _write_listing(rows, columns, problems, options)
     return _FOUND if rows else _NOTHING_FOUND
 
 
-def _plan_columns(options):
-    """List the beginnings of the names of the columns that are needed; None: all."""
-    if not options.columns and not options.is_for_people:
-        return None
-    names = options.columns or [*_FRONT, "header.status_message", "args.", "default_args.", "summary."]
-    names = names + options.sort + options.sort_reverse + (options.groupby or [])
-    if not all(any(_find_needs([name])) for name in names):
-        return None
-    return names + re.findall(r"[\w.]+", options.filter or "") + (["default_args."] if options.args else [])
+def _list_needs(options):
+    """List what the names of the needed columns begin with."""
+    names = options.columns
+    if options.is_for_people:
+        names = ["header", "args", "default_args", "summary"]
+    if not names:
+        return _GROUPS
+    in_filter = [group for group in _GROUPS if group in (options.filter or "")]
+    defaults = ["default_args"] if options.args else []
+    return names + options.sort + options.sort_reverse + options.groupby + in_filter + defaults
 
 
-def _choose_rows(rows, columns, options):
-    """Filter, group, sort and cut *rows*, and choose the columns to show: both."""
-    if options.filter:
-        rows = _filter_rows(rows, columns, options.filter)
-    if not rows:
-        return [], []
-    keys = [_resolve_column(rows, columns, name) for name in options.groupby or []]
+def _arrange(rows, columns, options):
+    """Group, sort and cut *rows*, and choose the columns to show: both."""
+    keys = [_resolve_column(rows, columns, name) for name in options.groupby]
     if keys:
         rows = _group_rows(rows, columns, keys)
         columns = keys + [column for column in _find_columns(rows) if column not in keys]
     for names, descending in ((options.sort_reverse, False), (options.sort, True)):
         rows = _sort_rows(rows, [_resolve_column(rows, columns, name) for name in names], descending)
     if options.tail is not None:
-        rows = rows[len(rows) - min(options.tail, len(rows)) :]
-    return rows, _choose_view(rows, columns, keys, options)
-
-
-def _choose_view(rows, columns, keys, options):
-    """Choose the columns to show of *columns*; those that rows are grouped by are *keys*."""
-    columns = _choose_args(rows, columns, options.args)
+        rows = rows[max(0, len(rows) - options.tail) :]
+    if options.args:
+        columns = _choose_args(rows, columns, options.args)
     if options.columns:
-        return _choose_columns(rows, columns, options.columns)
-    if not options.is_for_people:
-        return columns
-    if keys:
-        return [c for c in columns if c in keys or c == "header.expid.count" or c.startswith("summary.")]
-    others = [column for column in columns if column.startswith(("args", "summary."))]
-    return _FRONT + (others if options.args else _drop_defaults(rows, others))
+        columns = _choose_columns(rows, columns, options.columns)
+    elif options.is_for_people and keys:
+        columns = [c for c in columns if c in keys or c == "header.expid.count" or c.startswith("summary.")]
+    elif options.is_for_people:
+        shown = [c for c in columns if c.startswith("args") and (options.args or _is_telling(rows, c))]
+        columns = _FRONT + shown + [c for c in columns if c.startswith("summary.")]
+    return rows, columns
 
 
 def _write_listing(rows, columns, problems, options):
     if options.export:
         _export(options.export, rows, columns, options.normalize_json_values, options.flat_cols)
         _warn(f"wrote {len(rows)} rows to {options.export}")
-    elif options.json:
-        more = {"columns": columns} if options.list_columns else {"problems": problems}
-        _print(_format_json([] if options.list_columns else rows, columns, **more))
     elif options.list_columns:
-        _print("".join(_show_controls(column) + "\n" for column in columns))
+        _print([_format_json([], columns, columns=columns)] if options.json else map(_show_controls, columns))
+    elif options.json:
+        _print([_format_json(rows, columns, problems=problems)])
     else:
-        _print("".join(line + "\n" for line in _format_listing(rows, columns, problems, options)))
+        _print(_format_listing(rows, columns, problems, options))
 
 
 def _format_listing(rows, columns, problems, options):
     """Format a table for the terminal that stdout is, or for a pipe, which has no width and no colors."""
-    is_terminal, is_short = sys.stdout.isatty(), options.is_for_people and not options.groupby
-    messages = []
-    if is_short:
-        messages = [row.get("header.status_message") or "" for row in rows]
+    messages, width, colors = [], None, False
+    if options.is_for_people and not options.groupby:
+        messages = [row["header.status_message"] for row in rows]
         _shorten_times(rows)
-    width = height = None
-    if is_terminal:
+    if sys.stdout.isatty():
         from shutil import get_terminal_size
 
-        width, height = get_terminal_size()
-    colors = is_terminal and not os.environ.get("NO_COLOR")
-    lines = _format_table(rows, columns, width, height, options.flat_cols, colors, messages) if rows else []
-    if is_terminal and is_short:
-        lines.append(_count_by_status(rows))
+        width, colors = get_terminal_size().columns, not os.environ.get("NO_COLOR")
+    lines = _format_table(rows, columns, width, options.flat_cols, colors, messages) if rows else []
     if problems:
         shown = [f"{name} ({'; '.join(notes)})" for name, notes in list(problems.items())[:5]]
         more = ", ..." if len(problems) > 5 else "."
@@ -4217,8 +4070,8 @@ _COMMANDS = {
     "": (_list, "List experiments: what differs, and what came of it."),
     "show": (_show, "Show everything about one experiment."),
     "diff": (_diff, "Compare two experiments: arguments, results and commits."),
-    "run": (_run, "Record any command: run [OPTIONS] -- COMMAND [ARGUMENT ...]"),
     "path": (_path, "Print the path of an experiment's folder."),
+    "run": (_run, "Record any command: run [OPTIONS] -- COMMAND [ARGUMENT ...]"),
 }
 
 
