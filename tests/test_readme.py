@@ -68,7 +68,7 @@ def read_blocks():
 
 def simplify(text):
     """Take out of *text* what differs from run to run."""
-    text = re.sub(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?", "TIME", text)
+    text = re.sub(r"(\d{4}-)?\b\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?", "TIME", text)
     text = re.sub(r"\b(?=[0-9a-f]*\d)[0-9a-f]{7,40}\b", "SHA", text)
     return re.sub(r"[ \t]+", " ", re.sub(r"[ \t]+$", "", text, flags=re.M)).strip()
 
