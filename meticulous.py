@@ -3611,15 +3611,25 @@ def _format_experiment(reader, row, texts):
             yield from ("  " + _show_controls(line.rstrip("\r").rpartition("\r")[2]) for line in lines)
 
 
+def _take_lines(value):
+    """List what gets a line of its own: the values of a dict, the dicts in a list, and all else as it is."""
+    if isinstance(value, dict) and value:
+        return [(f".{key}", item) for key, item in value.items()]
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        return [(f".{number}", item) for number, item in enumerate(value, 1)]
+    return [("", value)]
+
+
 def _format_group(row, group, title=""):
     """Yield the values of a group; arguments that are not the default have a star."""
     pairs = []
     for column in row:
         if column.startswith(group + "."):
-            star, text = " ", _format_value(row[column])
+            star, default = " ", ""
             if "default_" + column in row and _is_changed(row, column):
-                star, text = "*", f"{text}  (default {_format_value(row['default_' + column])})"
-            pairs.append((f"{star} {column[len(group) + 1 :]}", text))
+                star, default = "*", f"  (default {_format_value(row['default_' + column])})"
+            for suffix, value in _take_lines(row[column]):
+                pairs.append((f"{star} {column[len(group) + 1 :]}{suffix}", _format_value(value) + default))
     yield ""
     yield from _format_pairs(group + title, pairs)
 
