@@ -94,6 +94,9 @@ if TYPE_CHECKING:
 
 _WINDOWS = os.name == "nt"
 
+if globals().get("_watched"):
+    raise ImportError("meticulous can't be reloaded while an experiment is open: finish() it first.")
+
 # The package's import paths, for example `from meticulous.experiment import Experiment`. As attributes too,
 # which Python 3.6 needs for `import meticulous.experiment as m`.
 if __name__ in sys.modules and __name__ != "__main__":
@@ -317,7 +320,9 @@ def _check_id(experiment_id):
     """Return *experiment_id* as the name of a folder, None if there is none. Raises InvalidIdException."""
     if experiment_id is None or experiment_id == "":
         return None
-    if isinstance(experiment_id, bool) or not isinstance(experiment_id, (str, int)):
+    if isinstance(experiment_id, bool) or not (
+        isinstance(experiment_id, str) or hasattr(type(experiment_id), "__index__")
+    ):
         raise InvalidIdException(experiment_id, "it is neither a text nor an integer")
     name = str(experiment_id)
     if name.startswith((".", "-")):
@@ -379,11 +384,22 @@ def _new_ids(directory):
         yield number
 
 
+def _claim_explicit_id(directory, number):
+    """Have *number* count as given out, though it was asked for; True if it did not before."""
+    if not _claim_id(directory, number):
+        return False
+    _sweep_claims(directory, number, _list_ids(directory)[1])
+    return True
+
+
 def _sweep_claims(directory, newest, claims):
-    """Remove up to 100 claims, lowest first, so much older than *newest* that no start wants them."""
+    """Remove up to 100 claims, lowest first, so much older than *newest* that no start wants them.
+
+    The claim on the highest id stays: it is the memory of what was given out.
+    """
     # The file system's clock dates both files, so it need not agree with this node's.
     now = os.stat(_claim_path(directory, newest)).st_mtime
-    for number in sorted(claims)[:100]:
+    for number in sorted({newest, *claims})[:-1][:100]:
         path = _claim_path(directory, number)
         try:
             if now - os.stat(path).st_mtime < _CLAIM_LIFE_S:
@@ -441,20 +457,23 @@ def _convert_key(key):
 def _take_apart(value):
     """Return the parts of *value* in a dict or list, an array's scalar as a number, None without parts."""
     from collections.abc import Mapping
+    from types import SimpleNamespace
 
-    if isinstance(value, type):
-        return None
+    # Classes are asked and not values, whose __getattr__ may do anything; and no module is imported for them.
+    kind = type(value)
+    argparse = sys.modules.get("argparse")
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, (list, tuple)):
         return list(value)
-    if type(value).__module__ == "argparse" and type(value).__name__ == "Namespace":
+    if isinstance(value, SimpleNamespace) or (argparse and isinstance(value, argparse.Namespace)):
         return vars(value)
-    if hasattr(value, "__dataclass_fields__"):
-        return {name: getattr(value, name) for name in value.__dataclass_fields__}
-    if hasattr(value, "tolist") and hasattr(value, "dtype"):
-        # numpy and torch, which are not imported here; a scalar's tolist() is a number.
-        return value.tolist()
+    if hasattr(kind, "__dataclass_fields__"):
+        return {
+            field.name: getattr(value, field.name, None) for field in sys.modules["dataclasses"].fields(value)
+        }
+    if hasattr(kind, "tolist") and hasattr(kind, "dtype"):
+        return value.tolist()  # numpy and torch; a scalar's is a number
     return None
 
 
@@ -462,24 +481,26 @@ def _describe(value):
     """Put a value without a form in JSON into words."""
     import enum
 
-    if isinstance(value, (set, frozenset)):
-        return _describe_set(value)
-    if isinstance(value, enum.Enum) and value.name is not None:
-        return f"{type(value).__name__}.{value.name}"
-    if hasattr(value, "__qualname__") and hasattr(value, "__module__"):
-        # Functions, methods and classes.
-        module = value.__module__
-        return value.__qualname__ if module in (None, "builtins") else f"{module}.{value.__qualname__}"
+    kind = type(value)
     try:
-        if hasattr(value, "__fspath__"):
+        if isinstance(value, (set, frozenset)):
+            return _describe_set(value)
+        if isinstance(value, enum.Enum) and value.name is not None:
+            return f"{kind.__name__}.{value.name}"
+        if hasattr(kind, "__fspath__"):
             return os.fsdecode(value)
-        if hasattr(value, "isoformat"):
+        if hasattr(kind, "isoformat"):
             return value.isoformat()
+        if callable(value) and hasattr(value, "__qualname__"):
+            # Functions, methods and classes.
+            is_builtin = value.__module__ in (None, "builtins")
+            return value.__qualname__ if is_builtin else f"{value.__module__}.{value.__qualname__}"
         # Under `python -bb` str() of bytes is an error.
         text = repr(value) if isinstance(value, (bytes, bytearray)) else str(value)
+    except InvalidArgsException:
+        raise
     except Exception:
-        # Somebody's __str__ failed: its class still says something.
-        return f"<{type(value).__module__}.{type(value).__qualname__}>"
+        return f"<{kind.__module__}.{kind.__qualname__}>"  # somebody's __str__ failed
     return _ADDRESS.sub("", text)
 
 
@@ -514,10 +535,16 @@ def _read_text(path):
 
 
 def _read_stat(pid):
-    """Return (state, start in clock ticks since the boot) of a process; ("", None) without /proc."""
+    """Return state, start and stack of a process, as in proc(5); ("", None, None) without /proc.
+
+    The start is in clock ticks since the boot. The stack, of whose address this is only a part, is at another
+    place after an exec, which keeps pid and start; it is 0 for those who may not trace the process.
+    """
     # The program's name, in parentheses, may itself hold spaces and parentheses.
     fields = _read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    return (fields[0], int(fields[19])) if fields else ("", None)
+    if len(fields) < 26:
+        return "", None, None
+    return fields[0], int(fields[19]), (int(fields[25]) >> 4) % 65536
 
 
 def _read_variables(names):
@@ -542,6 +569,7 @@ def _read_user():
 
 def _describe_process():
     """Describe this process, as plain JSON, so that no other is ever taken for it."""
+    _, start, stack = _read_stat("self")
     process = {
         "host": os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", ""),
         # Only its beginning, because machine-id(5) asks not to show it around.
@@ -549,7 +577,8 @@ def _describe_process():
         "boot": _read_text("/proc/sys/kernel/random/boot_id"),
         "pid-namespace": os.path.basename(os.path.realpath("/proc/self/ns/pid")),
         "pid": os.getpid(),
-        "process-start": _read_stat("self")[1],
+        "process-start": start,
+        "process-stack": stack,
         **_read_variables(_JOB),
     }
     return {key: value for key, value in process.items() if value not in ("", None)}
@@ -631,8 +660,11 @@ def _is_pid_running(process):
         pass  # It is there, and another user's.
     # Below `unshare --pid` /proc may still be the outer namespace's, with other processes at the same pids.
     is_our_proc = os.path.realpath("/proc/self") == f"/proc/{os.getpid()}"
-    state, start = _read_stat(pid) if is_our_proc else ("", None)
-    return not state or (state not in "ZX" and process.get("process-start", start) == start)
+    state, start, stack = _read_stat(pid) if is_our_proc else ("", None, None)
+    if not state:
+        return True
+    has_executed = stack and process.get("process-stack", stack) != stack
+    return state not in "ZX" and process.get("process-start", start) == start and not has_executed
 
 
 class _Scheduler:
@@ -690,6 +722,10 @@ def _last_sign_of_life(folder):
     return max(times, default=None)
 
 
+def _owner_path(folder, number):
+    return os.path.join(folder, f".owner-{number}")
+
+
 def _take_ownership(folder, process):
     """Make *process* the one owner of the experiment in *folder*; returns the number of its attempt.
 
@@ -702,7 +738,7 @@ def _take_ownership(folder, process):
         for owner in owners.values():
             _check_gone(folder, owner)
         number = 1 + max([attempts, *owners])
-        path = os.path.join(folder, f".owner-{number}")
+        path = _owner_path(folder, number)
         if _claim_attempt(path, process):
             # While this process slept, others may have run the experiment and removed their files.
             if _count_attempts(folder) == attempts:
@@ -771,7 +807,7 @@ def _claim_attempt(path, process):
 def _release_ownership(folder, number):
     """Give up attempt *number*, once its end is recorded, and what killed ones before it have left."""
     for earlier in range(1, number + 1):
-        _remove_file(os.path.join(folder, f".owner-{earlier}"))
+        _remove_file(_owner_path(folder, earlier))
 
 
 # === Git ======================================================================
@@ -960,11 +996,9 @@ def _find_ignorable_path(work_tree, directory):
     path = os.path.join(parent, os.path.basename(directory))
     if target == os.path.realpath(work_tree):
         problem = "is the whole work tree"
-    elif top is None:
-        return None
-    elif ".git" in os.path.relpath(target, top).split(os.sep):
+    elif ".git" in target.split(os.sep):
         problem = "is inside .git"
-    elif not os.path.samefile(top, work_tree):  # in a submodule or another repository
+    elif top is None or not os.path.samefile(top, work_tree):  # outside, or in a submodule
         return None
     elif "\n" in path or path.endswith("\r"):
         problem = "has a name that no line of .gitignore can say"
@@ -1155,20 +1189,24 @@ def _prepare_repository(work_tree, experiments_directory, make_directory):
 # Take the experiment's arguments and defaults out of an argparse parser, which parses only once.
 
 _GROUP = "meticulous"
+_OPTIONS = {
+    "project_directory": "a directory in the git work tree whose commit is recorded (default: this one)",
+    "experiments_directory": "where the experiments' folders are, relative to the project directory",
+    "experiment_id": "the experiment to start, or to resume if it is there (default: the next number)",
+    "description": "what this run is for, in words",
+    "norecord": "run without recording anything",
+}
 
 
 def _add_argument_group(parser, defaults):
     """Add the options for Experiment's own arguments; *defaults* maps their names to default values."""
-    helps = {
-        "project_directory": "a directory in the git work tree whose commit is recorded (default: this one)",
-        "experiments_directory": "where the experiments' folders are, relative to the project directory",
-        "experiment_id": "the experiment to start, or to resume if it is there (default: the next number)",
-        "description": "what this run is for, in words",
-        "norecord": "run without recording anything",
-    }
-    options = {name: "--" + name.replace("_", "-") for name in helps}
+    options = {name: "--" + name.replace("_", "-") for name in _OPTIONS}
+    if "-" not in parser.prefix_chars:
+        raise InvalidArgsException(
+            "Experiment's options begin with '-', which is not in the parser's prefix_chars."
+        )
     taken = [option for option in options.values() if option in parser._option_string_actions]
-    if taken:
+    if taken and parser.conflict_handler != "resolve":
         raise InvalidArgsException(
             f"The parser has an option {taken[0]} of its own, which Experiment.add_argument_group adds too.\n"
             "Rename yours, or leave the group out and pass Experiment's arguments to from_parser as keywords."
@@ -1176,9 +1214,9 @@ def _add_argument_group(parser, defaults):
     group = parser.add_argument_group(_GROUP, "how this run is recorded")
     for name, option in options.items():
         if name == "norecord":
-            group.add_argument(option, action="store_true", default=defaults[name], help=helps[name])
+            group.add_argument(option, action="store_true", default=defaults[name], help=_OPTIONS[name])
         else:
-            group.add_argument(option, default=defaults[name], help=helps[name])
+            group.add_argument(option, default=defaults[name], help=_OPTIONS[name])
 
 
 def _active_parsers(parser, values):
@@ -1197,8 +1235,8 @@ def _split_arguments(parser, namespace):
     """Split what was parsed into the experiment's arguments and Experiment's own."""
     values = dict(vars(namespace))
     groups = [group for active in _active_parsers(parser, values) for group in active._action_groups]
-    names = [action.dest for group in groups if group.title == _GROUP for action in group._group_actions]
-    own = {name: values.pop(name) for name in names if name in values}
+    dests = [action.dest for group in groups if group.title == _GROUP for action in group._group_actions]
+    own = {name: values.pop(name) for name in _OPTIONS if name in dests and name in values}
     return values, own
 
 
@@ -1231,13 +1269,14 @@ def _chosen_parsers(action, values):
     if action.dest is not argparse.SUPPRESS:
         name = values.get(action.dest)
         return [action.choices[name]] if isinstance(name, str) and name in action.choices else []
-    # Without a destination parsing doesn't tell the name; all arguments of the chosen one are there.
+    # Without a destination parsing doesn't tell the name; all that the chosen one sets is there.
     fitting = [
         subparser
         for subparser in action.choices.values()
         if all(part.dest in values for part in subparser._actions if part.default is not argparse.SUPPRESS)
+        and all(name in values and values[name] is value for name, value in subparser._defaults.items())
     ]
-    return fitting[:1]
+    return sorted(fitting, key=lambda subparser: len(subparser._actions))[-1:]
 
 
 def _convert_default(action):
@@ -1526,8 +1565,10 @@ class _Capture:
     """
 
     def __init__(self, folder):
-        faults: "List[OSError]" = []
-        self._files = {name: _OutputFile(os.path.join(folder, name), faults) for name in ("stdout", "stderr")}
+        self.faults: "List[OSError]" = []
+        self._files = {
+            name: _OutputFile(os.path.join(folder, name), self.faults) for name in ("stdout", "stderr")
+        }
         _make_lock()
         with _output_lock:
             self.stdout, self.stderr = [_start_recording(name, file) for name, file in self._files.items()]
@@ -1619,7 +1660,7 @@ def _make_lock():
 _TOOL = 4  # of sys.monitoring; 0, 1, 2 and 5 are for debuggers, coverage, profilers and optimizers
 
 _main_frame: "Any" = None
-_exit_wrappers: "Dict[Any, Any]" = {}  # (owner, name) -> our function there
+_exit_wrappers: "Dict[Any, Any]" = globals().get("_exit_wrappers", {})  # also after a reload
 _asked_codes: "List[Any]" = []  # the exit code, once Python has asked for it
 _called_exits: "List[Any]" = []  # (offset, exit code) of the latest exit that the main module itself called
 
@@ -1645,8 +1686,12 @@ def _wrap_exit(owner, name):
     """Have the function *owner*.*name* raise an _Exit where it raises a SystemExit."""
     import functools
 
+    global _asked_codes
+
     exit = getattr(owner, name)
-    if exit is _exit_wrappers.get((owner, name)):
+    if hasattr(exit, "_asked_codes"):
+        # Wrapped already, perhaps by another copy of this file: Python asks only one exception for its code.
+        _asked_codes = exit._asked_codes
         return
 
     @functools.wraps(exit)
@@ -1660,6 +1705,7 @@ def _wrap_exit(owner, name):
             codes = error.args
         raise _Exit(*codes)  # not above, where the other one would be its __context__
 
+    vars(exit_noticed)["_asked_codes"] = _asked_codes
     _exit_wrappers[owner, name] = exit_noticed
     setattr(owner, name, exit_noticed)
 
@@ -2043,13 +2089,20 @@ def _is_reimported_main():
 # === Records ==================================================================
 # Compare a new start with what a folder holds, and say what is written about a run.
 
+_OUR_HIDDEN_FILE = re.compile(r"\.owner-\d+|\.signals|\..+\.[0-9a-f]{16}\.tmp")
 # Everything that a start has written when it is killed before STATUS says RUNNING.
 _START_FILES = {"metadata.json", "default_args.json", "summary.json", "args.json", "stdout", "stderr"}
 
 
 def _check_mapping(name, value):
-    """Return a mapping (or an argparse.Namespace) as a dict of plain JSON."""
+    """Return a mapping (or an argparse.Namespace) as a dict of plain JSON, which can be written."""
+    import json
+
     plain = _to_json(value)
+    try:
+        json.dumps(plain)
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits
+        raise InvalidArgsException(f"{name} can't be written as JSON: {error}.") from None
     if not isinstance(plain, dict):
         raise InvalidArgsException(f"{name} must be a mapping, not {type(value).__name__}.")
     return plain
@@ -2084,14 +2137,18 @@ def _is_killed_start(folder):
     except NotADirectoryError:
         reason = "is no folder: take another id, or move it away."
         raise FolderException(folder, reason, errno.ENOTDIR) from None
-    visible = {name for name in names if not name.startswith(".")}
-    if not visible:
+    contents = {name for name in names if not _OUR_HIDDEN_FILE.fullmatch(name)}
+    if not contents:
         return True
-    if visible <= _START_FILES and any(name.startswith(".owner-") for name in names):
-        streams = [os.path.join(folder, name) for name in visible & {"stdout", "stderr"}]
-        if not any(os.path.getsize(path) for path in streams):
+    if contents <= _START_FILES and any(name.startswith(".owner-") for name in names):
+        start = {name: _read_if_there(os.path.join(folder, name)) or b"" for name in contents}
+        metadata = _load_mapping(os.path.join(folder, "metadata.json"))
+        has_run = "end-time" in metadata or len(metadata.get("attempts", [{}])) != 1
+        if not (
+            has_run or start.get("stdout") or start.get("stderr") or start.get("summary.json", b"{}") != b"{}"
+        ):
             return True
-    if "args.json" not in visible:
+    if "args.json" not in contents:
         raise FolderException(folder, "has files but no args.json: take another id, or move it away.")
     return False
 
@@ -2104,10 +2161,13 @@ def _read_if_there(path):
 
 
 def _restore_file(path, content):
-    if content is None:
-        _remove_file(path)
-    else:
-        _write_file(path, content)
+    try:
+        if content is None:
+            _remove_file(path)
+        elif content != _read_if_there(path):
+            _write_file(path, content)
+    except OSError:
+        pass  # The error that made us restore it says more.
 
 
 def _discard_start(folder):
@@ -2196,11 +2256,12 @@ class _Attempt:
         """Get the folder *name*, or the next numbered one, for this process alone; True if it is new."""
         if name is None:
             for number in _new_ids(directory):
+                undo.callback(_remove_file, _claim_path(directory, number))
                 if self._enter_new_folder(os.path.join(directory, str(number)), undo):
                     return True
-        if re.fullmatch("[0-9]+", name):
-            _claim_id(directory, int(name))
         if self._enter_new_folder(os.path.join(directory, name), undo):
+            if re.fullmatch("[0-9]+", name) and _claim_explicit_id(directory, int(name)):
+                undo.callback(_remove_file, _claim_path(directory, int(name)))
             return True
         is_new = _is_killed_start(self.folder)
         self._own(undo)
@@ -2224,16 +2285,23 @@ class _Attempt:
             return False
         if self.number > 1:
             # It did, and has even gone again.
-            self.release()
+            _release_ownership(folder, self.number)
             return False
         undo.callback(_discard_start, folder)
         return True
 
     def _own(self, undo):
         self.number = _take_ownership(self.folder, self.process)
-        undo.callback(self.release)
+        undo.callback(_release_ownership, self.folder, self.number)
+        self._claim = _read_if_there(_owner_path(self.folder, self.number))
+
+    def check_owned(self):
+        """Raise OSError if this is another folder by now: deleted, and perhaps made anew by another start."""
+        if _read_if_there(_owner_path(self.folder, self.number)) != self._claim:
+            raise OSError(errno.ESTALE, "it was deleted or replaced", self.folder)
 
     def release(self):
+        self.check_owned()
         _release_ownership(self.folder, self.number)
 
     def describe(self, head, description):
@@ -2275,6 +2343,7 @@ class _Attempt:
 
     def write_end(self, status):
         """Write how the attempt ended, and when."""
+        self.check_owned()
         # STATUS first: killed in between, the record tells how the run ended, though not when.
         self.write_status(status)
         end = {"end-time": _local_time()}
@@ -2300,6 +2369,15 @@ def _is_other_rank():
         _told_ranks.append(rank[0])
         _warn(f"rank {rank[0]} of {rank[1]} ({rank[2]}) records nothing; rank 0 does.")
     return True
+
+
+def _show_exception(exc_type, exc, tb):
+    import traceback
+
+    try:
+        traceback.print_exception(exc_type, exc, tb)
+    except Exception:
+        pass  # stderr is full or closed, which is no reason to stop a loop over experiments
 
 
 def _is_cancellation(exception):
@@ -2417,9 +2495,7 @@ class Experiment:
             return False
         passes = _is_cancellation(exc) or not isinstance(exc, Exception)
         if not passes:
-            import traceback
-
-            traceback.print_exception(exc_type, exc, tb)
+            _show_exception(exc_type, exc, tb)
         is_exit = isinstance(exc, SystemExit)
         self._end(_exit_text(exc.code) if is_exit else _exception_text(exc_type, exc, tb))
         return not passes
@@ -2429,17 +2505,21 @@ class Experiment:
 
         Raises InvalidArgsException for what is not a mapping, FolderException if the file can't be written.
         """
-        given = _check_mapping("summary", {} if summary_dict is None else summary_dict)
-        given.update(_check_mapping("summary", values))
         if self._attempt is None:
             return
+        given = _check_mapping("summary", {} if summary_dict is None else summary_dict)
+        given.update(_check_mapping("summary", values))
         path = os.path.join(self.curexpdir, "summary.json")
         with self._lock:
-            summary = _load_mapping(path)
-            summary.update(given)
             try:
+                if not self._ended:
+                    self._attempt.check_owned()
+                summary = _load_mapping(path)
+                summary.update(given)
                 _write_json(path, summary)
             except OSError as error:
+                if isinstance(error, MeticulousException):
+                    raise
                 raise FolderException(path, f"can't be written: {_explain(error)}.", error.errno) from error
 
     def open(self, file: "Any", mode: str = "r", *args: "Any", **kwargs: "Any") -> "IO[Any]":
@@ -2456,11 +2536,13 @@ class Experiment:
 
         Does nothing if the record has ended already. Raises InvalidArgsException for another status.
         """
-        if status not in ("SUCCESS", "ERROR") and not str(status).startswith("ERROR\n"):
+        if self._attempt is None:
+            return
+        if status != "SUCCESS" and str(status).partition("\n")[0] != "ERROR":
             raise InvalidArgsException(
                 f"{status!r} can't be a status: it is 'SUCCESS', 'ERROR', or 'ERROR\\n' and the reason."
             )
-        self._end(status)
+        self._end(status.rstrip("\n"))
 
     def _start(self, name, args, default_args, description):
         from contextlib import ExitStack
@@ -2484,14 +2566,15 @@ class Experiment:
             except OSError as error:
                 if isinstance(error, MeticulousException):
                     raise
-                path = error.filename or directory
+                path = os.fsdecode(error.filename or directory)
                 raise FolderException(path, f"can't be used: {_explain(error)}.", error.errno) from error
+            self._attempt, self._capture, self._ended = attempt, capture, False
+            self.curexpdir, self.metadata = attempt.folder, attempt.metadata
+            self.stdout, self.stderr = capture.stdout, capture.stderr
+            undo.callback(_unwatch, self)
+            _watch(self)
             undo.pop_all()
-        self._attempt, self._capture, self._ended = attempt, capture, False
-        self.curexpdir, self.metadata = attempt.folder, attempt.metadata
-        self.stdout, self.stderr = capture.stdout, capture.stderr
         os.environ[_FOLDER_VARIABLE] = self.curexpdir
-        _watch(self)
 
     def _make_directory(self, undo):
         for directory in reversed(_make_directories(self.experiments_directory)):
@@ -2510,7 +2593,8 @@ class Experiment:
                     problem = problem or error
             self._ended = True
             _unwatch(self)
-        if problem is not None:
+            os.environ[_FOLDER_VARIABLE] = (_watched or [self])[-1].curexpdir
+        if problem is not None and not self._capture.faults:
             _warn(f"the end of {self.curexpdir} can't be recorded: {problem}")
 
 
