@@ -261,15 +261,13 @@ def _write_file(path, content):
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, f".{name}.{_unique_name()}.tmp")
     try:
-        try:
-            with open(temporary, "xb") as file:
-                file.write(content)
-            os.replace(temporary, path)
-        except BaseException:
-            _remove_file(temporary)
-            raise
+        with open(temporary, "xb") as file:
+            file.write(content)
+        os.replace(temporary, path)
     except OSError as error:
         raise OSError(error.errno, error.strerror, path) from error
+    finally:
+        _remove_file(temporary)  # it is there only if something failed
 
 
 def _remove_file(path):
@@ -298,22 +296,29 @@ def _read_json(path):
     return json.loads(_read_bytes(path).decode("utf-8"))
 
 
-def _make_directories(path):
-    """Make the directory *path* and its parents; returns those that were not there, deepest first."""
-    made = []
-    while not os.path.isdir(path):
-        made.append(path)
-        path = os.path.dirname(path)
-    for directory in reversed(made):
-        try:
-            os.mkdir(directory)
-        except FileExistsError:
-            # Another start made it in the meantime, or it is a file (a broken link counts as one).
-            if not os.path.isdir(directory):
-                raise FolderException(directory, "is not a directory: name another, or move it.") from None
-        except OSError as error:
-            raise FolderException(directory, f"can't be made: {_explain(error)}.", error.errno) from error
-    return made
+def _remove_directory(path):
+    """Remove a directory if it is empty."""
+    try:
+        os.rmdir(path)
+    except OSError:
+        pass
+
+
+def _make_directories(path, undo):
+    """Make the directory *path* and its parents; the ExitStack *undo* is to remove those that are new."""
+    if os.path.isdir(path):
+        return
+    _make_directories(os.path.dirname(path), undo)
+    try:
+        os.mkdir(path)
+    except FileExistsError:
+        # Another start made it in the meantime, or it is a file (a broken link counts as one).
+        if not os.path.isdir(path):
+            raise FolderException(path, "is not a directory: name another, or move it.") from None
+    except OSError as error:
+        raise FolderException(path, f"can't be made: {_explain(error)}.", error.errno) from error
+    else:
+        undo.callback(_remove_directory, path)
 
 
 def _check_id(experiment_id):
@@ -340,14 +345,11 @@ def _check_id(experiment_id):
 
 def _list_ids(directory):
     """List what integer ids were given out in *directory*: the largest, and those with a claim."""
-    from itertools import filterfalse
-
     # As bytes, because only bytes.isdigit means ASCII digits, and decoding 100,000 names takes time.
     names = os.listdir(os.fsencode(directory))
-    hidden = [name for name in filterfalse(bytes.isdigit, names) if name.startswith(_CLAIM_PREFIX)]
-    claims = [int(number) for number in (name[len(_CLAIM_PREFIX) :] for name in hidden) if number.isdigit()]
-    largest = max(map(int, filter(bytes.isdigit, names)), default=0)
-    return max(claims + [largest]), claims
+    claimed = [name[len(_CLAIM_PREFIX) :] for name in names if name.startswith(_CLAIM_PREFIX)]
+    claims = [int(number) for number in claimed if number.isdigit()]
+    return max([0, *claims, *map(int, filter(bytes.isdigit, names))]), claims
 
 
 def _claim_path(directory, number):
@@ -447,11 +449,14 @@ def _convert(value, parents):
     return parts if isinstance(parts, (str, int, float)) else _describe(value)
 
 
+def _is_instance(value, module, name):
+    """Say whether *value* is an instance of a class in a module that may not be imported."""
+    return isinstance(value, getattr(sys.modules.get(module), name, ()))
+
+
 def _convert_key(key):
-    if key is None or isinstance(key, (bool, str, int, float)):
-        return _convert(key, ())
     plain = _convert(key, ())
-    return plain if isinstance(plain, (str, int, float)) else _describe(key)
+    return plain if key is None or isinstance(plain, (str, int, float)) else _describe(key)
 
 
 def _take_apart(value):
@@ -461,12 +466,11 @@ def _take_apart(value):
 
     # Classes are asked and not values, whose __getattr__ may do anything; and no module is imported for them.
     kind = type(value)
-    argparse = sys.modules.get("argparse")
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, (list, tuple)):
         return list(value)
-    if isinstance(value, SimpleNamespace) or (argparse and isinstance(value, argparse.Namespace)):
+    if isinstance(value, SimpleNamespace) or _is_instance(value, "argparse", "Namespace"):
         return vars(value)
     if hasattr(kind, "__dataclass_fields__"):
         return {
@@ -479,13 +483,11 @@ def _take_apart(value):
 
 def _describe(value):
     """Put a value without a form in JSON into words."""
-    import enum
-
     kind = type(value)
     try:
         if isinstance(value, (set, frozenset)):
             return _describe_set(value)
-        if isinstance(value, enum.Enum) and value.name is not None:
+        if _is_instance(value, "enum", "Enum") and value.name is not None:
             return f"{kind.__name__}.{value.name}"
         if hasattr(kind, "__fspath__"):
             return os.fsdecode(value)
@@ -564,7 +566,7 @@ def _read_user():
     try:
         return getpass.getuser()
     except (ImportError, KeyError, OSError):
-        return None  # In containers a user may have a number and no name.
+        return None  # in containers a user may have a number and no name
 
 
 def _describe_process():
@@ -598,6 +600,25 @@ def _describe_place():
         **_read_variables(_JOB + _TASK + _NODES),
     }
     return {key: value for key, value in place.items() if value is not None}
+
+
+def _register_at_fork(before, in_parent, in_child):
+    """Have three functions called whenever this process forks."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=before, after_in_parent=in_parent, after_in_child=in_child)
+    elif hasattr(os, "fork"):  # Python 3.6
+        original = os.fork
+
+        def fork():
+            child = None
+            before()
+            try:
+                child = original()
+                return child
+            finally:
+                (in_child if child == 0 else in_parent)()
+
+        os.fork = fork
 
 
 def _rank():
@@ -640,7 +661,7 @@ def _is_running(process, scheduler=None):
     # Containers don't count: on many machines they are called localhost and have their image's machine-id.
     is_contained = "machine" not in here or here.get("pid-namespace") != _OUTSIDE_CONTAINERS
     if not is_contained and _agree(process, here, "host", "machine", "pid-namespace"):
-        return False  # The machine was started again since.
+        return False  # the machine was started again since
     if "slurm-job-id" in here and _agree(process, here, "slurm-job-id", "slurm-cluster-name"):
         # Slurm ends the processes of a job before it starts the job again.
         return None if _agree(process, here, "slurm-restart-count") else False
@@ -657,7 +678,7 @@ def _is_pid_running(process):
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # It is there, and another user's.
+        pass  # it is there, and another user's
     # Below `unshare --pid` /proc may still be the outer namespace's, with other processes at the same pids.
     is_our_proc = os.path.realpath("/proc/self") == f"/proc/{os.getpid()}"
     state, start, stack = _read_stat(pid) if is_our_proc else ("", None, None)
@@ -683,7 +704,7 @@ class _Scheduler:
             self._cluster, self._jobs = _ask_slurm()
             self._valid_until = time.monotonic() + _SLURM_ANSWER_LIFE_S
         if process.get("slurm-cluster-name") != self._cluster:
-            return None  # Other clusters have the same numbers.
+            return None  # other clusters have the same numbers
         state, restarts = self._jobs.get(str(process.get("slurm-job-id")), ("GONE", 0))
         # A COMPLETING job that is requeued counts as restarted while its old processes are still being ended.
         has_restarted = restarts > process.get("slurm-restart-count", 0) and state != "COMPLETING"
@@ -757,15 +778,14 @@ def _count_attempts(folder):
 def _read_owners(folder):
     """Return {number: process} of the .owner-NUMBER files in *folder*; {} for a process in a broken file."""
     owners = {}
-    for name in os.listdir(folder):
-        if re.fullmatch(r"\.owner-[0-9]+", name):
-            try:
-                process = dict(_read_json(os.path.join(folder, name)))
-            except FileNotFoundError:
-                continue  # Released since it was listed.
-            except (OSError, ValueError, TypeError):
-                process = {}
-            owners[int(name[len(".owner-") :])] = process
+    for name in filter(re.compile(r"\.owner-[0-9]+").fullmatch, os.listdir(folder)):
+        number = int(name[len(".owner-") :])
+        try:
+            owners[number] = dict(_read_json(os.path.join(folder, name)))
+        except FileNotFoundError:
+            pass  # released since it was listed
+        except (OSError, ValueError, TypeError):
+            owners[number] = {}
     return owners
 
 
@@ -793,7 +813,7 @@ def _claim_attempt(path, process):
     except FileExistsError:
         # A network file system that lost the answer and asked again says so to the winner, too.
         return os.stat(temporary).st_nlink == 2
-    except OSError:  # This file system has no links.
+    except OSError:  # this file system has no links
         try:
             open(path, "x").close()
         except FileExistsError:
@@ -1077,11 +1097,9 @@ def _create_commit(work_tree, head, content):
     tree = _ask_git(["mktree", "-z", "--missing"], work_tree, ours.sub(b"", listing) + entry)
     command = ["commit-tree", tree.decode().strip(), "-p", head.sha, "-m", _IGNORE_MESSAGE]
     answer = _git(command, work_tree)
-    if answer.code:  # no user name is configured
-        answer = _git(_NOBODY + command, work_tree)
-    if answer.code:
-        raise _explain_refusal(answer, work_tree)
-    return answer.stdout.decode().strip()
+    # git refuses if no user name is configured.
+    stdout = _ask_git(_NOBODY + command, work_tree) if answer.code else answer.stdout
+    return stdout.decode().strip()
 
 
 def _run_when_unlocked(arguments, work_tree, stdin=b"", lock=""):
@@ -1199,7 +1217,7 @@ _OPTIONS = {
 
 
 def _add_argument_group(parser, defaults):
-    """Add the options for Experiment's own arguments; *defaults* maps their names to default values."""
+    """Add the options for Experiment's own arguments, with *defaults* in the order of the signature."""
     options = {name: "--" + name.replace("_", "-") for name in _OPTIONS}
     if "-" not in parser.prefix_chars:
         raise InvalidArgsException(
@@ -1212,11 +1230,9 @@ def _add_argument_group(parser, defaults):
             "Rename yours, or leave the group out and pass Experiment's arguments to from_parser as keywords."
         )
     group = parser.add_argument_group(_GROUP, "how this run is recorded")
-    for name, option in options.items():
-        if name == "norecord":
-            group.add_argument(option, action="store_true", default=defaults[name], help=_OPTIONS[name])
-        else:
-            group.add_argument(option, default=defaults[name], help=_OPTIONS[name])
+    for (name, text), default in zip(_OPTIONS.items(), defaults):
+        action = "store_true" if name == "norecord" else "store"
+        group.add_argument(options[name], action=action, default=default, help=text)
 
 
 def _active_parsers(parser, values):
@@ -1267,8 +1283,7 @@ def _chosen_parsers(action, values):
     import argparse
 
     if action.dest is not argparse.SUPPRESS:
-        name = values.get(action.dest)
-        return [action.choices[name]] if isinstance(name, str) and name in action.choices else []
+        return [parser for name, parser in action.choices.items() if name == values.get(action.dest)]
     # Without a destination parsing doesn't tell the name; all that the chosen one sets is there.
     fitting = [
         subparser
@@ -1282,10 +1297,9 @@ def _chosen_parsers(action, values):
 def _convert_default(action):
     """Return the default as argparse would: a text goes through `type`, if that does nothing but convert."""
     kind, default = action.type, action.default
-    pathlib = sys.modules.get("pathlib")
-    plains = (int, float, complex, bool, str)
-    is_path = pathlib is not None and isinstance(kind, type) and issubclass(kind, pathlib.PurePath)
-    if not isinstance(default, str) or not (is_path or any(kind is plain for plain in plains)):
+    pure_path = getattr(sys.modules.get("pathlib"), "PurePath", ())
+    is_path = isinstance(kind, type) and issubclass(kind, pure_path)
+    if not isinstance(default, str) or not (is_path or kind in (int, float, complex, bool, str)):
         return default
     try:
         return kind(default)
@@ -1359,16 +1373,19 @@ class _OutputFile:
         """Write what was added. What can't be written now is kept for a later call, up to a limit."""
         try:
             while self.unsaved:
-                self._check_descriptor()
+                self._open_again()
                 self._write()
         except OSError as error:
             if error.errno is None:
                 raise  # not the system's: a signal handler raised TimeoutError, which is the program's own
             if len(self.unsaved) > _UNSAVED_LIMIT:
                 self.unsaved[_UNSAVED_LIMIT:] = _GAP
-            if not self.faults:
-                self.faults.append(error)
-                _warn(f"output is no longer recorded in {self.path!r}: {error.strerror}")
+            self._report(error)
+
+    def _report(self, error):
+        if not self.faults:
+            self.faults.append(error)
+            _warn(f"output is no longer recorded in {self.path!r}: {_explain(error)}")
 
     def _write(self):
         # Taken before it is written: a signal handler runs right after os.write, and if it raises or ends
@@ -1381,7 +1398,7 @@ class _OutputFile:
             raise
         self.unsaved = data[written:]
 
-    def _check_descriptor(self):
+    def _open_again(self):
         """Open the file again if the program has closed all descriptors; fail if the file is gone.
 
         Without this we would write into a file of the program's that got our number since, or into the
@@ -1396,8 +1413,11 @@ class _OutputFile:
         """Save what was added and close the file."""
         self._add_lines(self.bar)
         self.save()
-        if _identify(self.descriptor) == self.identity:
-            os.close(self.descriptor)
+        try:
+            if _identify(self.descriptor) == self.identity:
+                os.close(self.descriptor)
+        except OSError as error:  # a network file system may tell only now that a write has failed
+            self._report(error)
 
 
 def _identify(file):
@@ -1635,19 +1655,7 @@ def _make_lock():
                 file.bar, file.unsaved = b"", bytearray()
         lock.release()
 
-    def fork():
-        child = None
-        prepare()
-        try:
-            child = original_fork()
-            return child
-        finally:
-            (forget if child == 0 else lock.release)()
-
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=prepare, after_in_parent=lock.release, after_in_child=forget)
-    elif hasattr(os, "fork"):  # Python 3.6
-        original_fork, os.fork = os.fork, fork
+    _register_at_fork(prepare, lock.release, forget)
 
 
 # === Exit codes ===============================================================
@@ -1659,7 +1667,6 @@ def _make_lock():
 
 _TOOL = 4  # of sys.monitoring; 0, 1, 2 and 5 are for debuggers, coverage, profilers and optimizers
 
-_main_frame: "Any" = None
 _exit_wrappers: "Dict[Any, Any]" = globals().get("_exit_wrappers", {})  # also after a reload
 _asked_codes: "List[Any]" = []  # the exit code, once Python has asked for it
 _called_exits: "List[Any]" = []  # (offset, exit code) of the latest exit that the main module itself called
@@ -1688,16 +1695,16 @@ def _wrap_exit(owner, name):
 
     global _asked_codes
 
-    exit = getattr(owner, name)
-    if hasattr(exit, "_asked_codes"):
+    original = getattr(owner, name)
+    if hasattr(original, "_asked_codes"):
         # Wrapped already, perhaps by another copy of this file: Python asks only one exception for its code.
-        _asked_codes = exit._asked_codes
+        _asked_codes = original._asked_codes
         return
 
-    @functools.wraps(exit)
+    @functools.wraps(original)
     def exit_noticed(*args, **kwargs):
         try:
-            return exit(*args, **kwargs)
+            return original(*args, **kwargs)
         except SystemExit as error:
             # A thread ends without a traceback only if the type *is* SystemExit.
             if type(error) is not SystemExit or not _in_main_thread():
@@ -1791,6 +1798,16 @@ def _exit_text(code):
     return f"ERROR\nsys.exit({' '.join(repr(code).splitlines())})"
 
 
+def _kill_text(number):
+    import signal
+
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"  # a real-time signal
+    return f"ERROR\nkilled by {name} at {_local_time()}"
+
+
 def _format_exception(exc_type, exc, tb):
     traceback = sys.modules.get("traceback")
     if traceback is not None:
@@ -1809,6 +1826,8 @@ def _format_exception(exc_type, exc, tb):
 
 def _exception_text(exc_type, exc, tb):
     """Give the STATUS for an exception: the traceback as Python prints it, type and message the last line."""
+    if isinstance(exc, SystemExit):
+        return _exit_text(exc.code)
     text = _format_exception(exc_type, exc, tb).rstrip("\n")
     name = exc_type.__qualname__
     if exc_type.__module__ not in ("builtins", "__main__"):
@@ -1819,33 +1838,31 @@ def _exception_text(exc_type, exc, tb):
     return f"ERROR\n{text}"
 
 
-def _describe_ending():
-    """Say how the main module ended, as the text of STATUS."""
+def _describe_ending(frame):
+    """Say how the main module, which runs in *frame*, ended, as the text of STATUS."""
     if _asked_codes:
         return _exit_text(_asked_codes[-1])
-    if _main_frame is None:
+    if frame is None:
         return "ERROR\nPython ran inside another program, which does not show how it ended: call finish()."
-    if _has_returned(_main_frame):
+    if _has_returned(frame):
         return "SUCCESS"
     # Python sets it before it calls the excepthook. Others (pytest, IPython) set it too, but to one that
     # begins where they caught the exception, deeper than the main module.
     tb = getattr(sys, "last_traceback", None)
-    if _goes_through(tb, _main_frame):
+    if _goes_through(tb, frame):
         return _exception_text(sys.last_type, sys.last_value, tb)
-    for code in _find_called_exit(_main_frame):
+    for code in _find_called_exit(frame):
         return _exit_text(code)
-    place = f"{_main_frame.f_code.co_filename}:{_main_frame.f_lineno}"
+    place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
     return f"ERROR\nA SystemExit left {place}, and its code could not be seen: write sys.exit(code) instead."
 
 
-def _describe_child_ending():
-    """Say how a child of multiprocessing ended, as the text of STATUS."""
+def _describe_child_ending(frame):
+    """Say how a child of multiprocessing, whose end is that of *frame*, ended, as the text of STATUS."""
     exc_type, exc, tb = sys.exc_info()  # before Python 3.13 this is called in a `finally`
-    if isinstance(exc, SystemExit):
-        return _exit_text(exc.code)
     if exc is not None:
         return _exception_text(exc_type, exc, tb)
-    code = _main_frame.f_locals.get("exitcode", 0)
+    code = frame.f_locals.get("exitcode", 0)
     if code == 1:
         return "ERROR\nThe child process ended with exit code 1; what it showed is in stderr."
     return _exit_text(code)
@@ -1867,7 +1884,7 @@ _wrap_exit(sys, "exit")
 _STACKS_FILE = ".signals"
 
 _watched: "List[Any]" = []  # the open experiments, the latest last
-_watching_process: "Optional[int]" = None
+_watches_forks = False
 _hooks: "Any" = None  # an ExitStack that takes every hook away again, while anything is watched
 _signal_holds: "List[Any]" = []
 _held_signals: "List[int]" = []
@@ -1879,22 +1896,21 @@ class _SignalHold:
     def __enter__(self):
         _signal_holds.append(self)
 
-    def __exit__(self, exc_type, exc, tb):
+    def __exit__(self, *exc_info):
         _signal_holds.remove(self)
         while _held_signals and not _signal_holds:
             os.kill(os.getpid(), _held_signals.pop())
 
 
-def _end_watched(describe):
-    """End every open experiment of this process, the latest first, with the status that *describe* gives."""
+def _end_watched(describe, subject):
+    """End every open experiment of this process, the latest first, with the status describe(subject)."""
     try:
-        status = describe()
+        status = describe(subject)
     except Exception as error:
         status = f"ERROR\nHow the program ended could not be found out: {error!r}"
     with _SignalHold():
         for experiment in reversed(_watched[:]):
-            if experiment._process_id == os.getpid():
-                experiment._end(status)
+            experiment._end(status)
 
 
 def _die_of(signum, frame):
@@ -1907,9 +1923,7 @@ def _die_of(signum, frame):
     if _signal_holds:
         _held_signals.append(signum)
         return
-    _end_watched(lambda: f"ERROR\nkilled by {signal.Signals(signum).name} at {_local_time()}")
-    if os.getpid() != _watching_process:
-        _forget_parent()  # a forked child, on Python 3.6
+    _end_watched(_kill_text, signum)
     signal.signal(signum, signal.SIG_DFL)
     os.kill(os.getpid(), signum)
 
@@ -1920,12 +1934,8 @@ def _has_default_action(signum):
     handler = signal.getsignal(signum)
     if handler is not signal.SIG_DFL:
         return handler is _die_of  # left from before, because the last finish() was in a thread
-    try:
-        with open("/proc/self/status", "rb") as file:
-            caught = re.search(rb"^SigCgt:\s*(\w+)", file.read(), re.MULTILINE)
-    except OSError:
-        return True
     # signal.getsignal() does not know of handlers of C, for example of a user's faulthandler.register().
+    caught = re.search(r"^SigCgt:\s*(\w+)", _read_text("/proc/self/status"), re.MULTILINE)
     return caught is None or not int(caught.group(1), 16) >> (signum - 1) & 1
 
 
@@ -1945,13 +1955,13 @@ def _set_signals(folder, undo):
 
 def _put_signal_back(signum):
     import signal
-    from contextlib import suppress
 
     handler = signal.getsignal(signum)
-    # A thread can't: then ours stays, and with nothing to record it does what the default action does.
-    with suppress(ValueError):
+    try:
         # Also if it is no longer ours: faulthandler has just put back what C had when it was.
         signal.signal(signum, signal.SIG_DFL if handler is _die_of else handler)
+    except ValueError:
+        pass  # in a thread: ours stays, and with nothing to record it does what the default action does
 
 
 def _set_stacks(folder, undo):
@@ -1980,15 +1990,13 @@ def _remove_stacks(file, process_id):
     import signal
 
     faulthandler.unregister(signal.SIGTERM)
+    file.close()
     if os.getpid() == process_id:
         _remove_file(file.name)
-    elif not hasattr(os, "register_at_fork"):
-        file.truncate(0)  # Python 3.6: a child learns here that it is one, after its own stacks were written
-    file.close()
 
 
 def _set_hooks(folder):
-    global _hooks, _main_frame
+    global _hooks
     import atexit
 
     # For the end, when there may be no file descriptor left to import it. And from Python 3.8 on, eval() in
@@ -1996,7 +2004,7 @@ def _set_hooks(folder):
     import opcode  # noqa: F401
     from contextlib import ExitStack
 
-    _hooks, _main_frame = ExitStack(), _find_main_frame()
+    _hooks, frame = ExitStack(), _find_main_frame()
     exits = [(sys, "exit")]
     if "_sitebuiltins" in sys.modules:
         exits.append((sys.modules["_sitebuiltins"].Quitter, "__call__"))  # of the builtins exit and quit
@@ -2007,12 +2015,12 @@ def _set_hooks(folder):
         from multiprocessing.util import Finalize
 
         # Before Python 3.13 such a child runs no atexit handlers.
-        _hooks.callback(Finalize(None, _end_watched, [_describe_child_ending], exitpriority=0).cancel)
-        atexit.register(_end_watched, _describe_child_ending)
+        _hooks.callback(Finalize(None, _end_watched, [_describe_child_ending, frame], exitpriority=0).cancel)
+        atexit.register(_end_watched, _describe_child_ending, frame)
     else:
-        atexit.register(_end_watched, _describe_ending)
-        if _main_frame is not None:
-            _notice_calls(_main_frame.f_code, _hooks)
+        atexit.register(_end_watched, _describe_ending, frame)
+        if frame is not None:
+            _notice_calls(frame.f_code, _hooks)
     _hooks.callback(atexit.unregister, _end_watched)
     # The first process of a container ignores a signal whose action is the default one.
     if not _WINDOWS and os.getpid() != 1:
@@ -2020,9 +2028,9 @@ def _set_hooks(folder):
 
 
 def _take_hooks_away():
-    global _hooks, _main_frame
+    global _hooks
 
-    hooks, _hooks, _main_frame = _hooks, None, None
+    hooks, _hooks = _hooks, None
     if hooks is not None:
         hooks.close()
 
@@ -2034,12 +2042,10 @@ def _forget_parent():
 
 
 def _watch_forks():
-    """From Python 3.7 on, have every forked child forget its parent before anything else runs there."""
+    """Have every forked child forget its parent before anything else runs there."""
     import signal
     from threading import get_ident
 
-    if not hasattr(os, "register_at_fork"):
-        return
     masks = {}
 
     def block_signals():
@@ -2055,18 +2061,16 @@ def _watch_forks():
         _forget_parent()
         unblock_signals()
 
-    os.register_at_fork(before=block_signals, after_in_parent=unblock_signals, after_in_child=forget_parent)
+    _register_at_fork(block_signals, unblock_signals, forget_parent)
 
 
 def _watch(experiment):
     """Have experiment._end(status) called when this process ends, unless _unwatch() comes first."""
-    global _watching_process
+    global _watches_forks
 
-    if _watching_process is None:
+    if not _watches_forks:
         _watch_forks()
-    if _watching_process != os.getpid():
-        _forget_parent()
-        _watching_process = os.getpid()
+        _watches_forks = True
     if _hooks is None:
         _set_hooks(experiment.curexpdir)
     _watched.append(experiment)
@@ -2175,20 +2179,11 @@ def _discard_start(folder):
         _remove_file(os.path.join(folder, name))
 
 
-def _remove_directory(path):
-    """Remove a directory if it is empty."""
-    try:
-        os.rmdir(path)
-    except OSError:
-        pass
-
-
 def _is_same(recorded, current):
     import json
 
     # As text too, because NaN differs from itself.
-    texts = [json.dumps(value, sort_keys=True) for value in (recorded, current)]
-    return recorded == current or texts[0] == texts[1]
+    return recorded == current or json.dumps(recorded, sort_keys=True) == json.dumps(current, sort_keys=True)
 
 
 def _find_differences(recorded, current):
@@ -2198,12 +2193,10 @@ def _find_differences(recorded, current):
     current = json.loads(json.dumps(current))  # keys are texts then, as in the file
     differences = []
     for name in sorted(recorded.keys() | current.keys()):
-        if name not in recorded:
-            differences.append(f"{name!r} was not there, now {current[name]!r}")
-        elif name not in current:
-            differences.append(f"{name!r} was {recorded[name]!r}, now not there")
-        elif not _is_same(recorded[name], current[name]):
-            differences.append(f"{name!r} was {recorded[name]!r}, now {current[name]!r}")
+        was, now = (repr(args[name]) if name in args else "not there" for args in (recorded, current))
+        is_in_both = name in recorded and name in current
+        if not is_in_both or not _is_same(recorded[name], current[name]):
+            differences.append(f"{name!r} was {was}, now {now}")
     return differences
 
 
@@ -2249,7 +2242,6 @@ class _Attempt:
 
     def __init__(self, directory, name, undo):
         self.process = _describe_process()
-        self.metadata = {}
         self.is_new = self._enter_folder(directory, name, undo)
 
     def _enter_folder(self, directory, name, undo):
@@ -2323,12 +2315,8 @@ class _Attempt:
     def write_start(self, args, default_args, undo):
         """Write the files of a start; a folder without STATUS is a start that was killed."""
         if self.is_new:
-            for name, content in (
-                ("metadata", self.metadata),
-                ("default_args", default_args),
-                ("summary", {}),
-                ("args", args),
-            ):
+            parts = {"metadata": self.metadata, "default_args": default_args, "summary": {}, "args": args}
+            for name, content in parts.items():
                 _write_json(os.path.join(self.folder, f"{name}.json"), content)
             return
         for name in ("metadata.json", "STATUS"):
@@ -2380,11 +2368,6 @@ def _show_exception(exc_type, exc, tb):
         pass  # stderr is full or closed, which is no reason to stop a loop over experiments
 
 
-def _is_cancellation(exception):
-    asyncio = sys.modules.get("asyncio")
-    return asyncio is not None and isinstance(exception, asyncio.CancelledError)
-
-
 class Experiment:
     """A run that is being recorded in a folder of its own.
 
@@ -2419,7 +2402,6 @@ class Experiment:
         self.stdout, self.stderr = sys.stdout, sys.stderr
         self._attempt: "Any" = None  # stays None if nothing is recorded
         self._ended = True
-        self._process_id = os.getpid()
         if self.norecord:
             return
         if _is_reimported_main():
@@ -2446,13 +2428,7 @@ class Experiment:
 
         Raises InvalidArgsException if the parser has an option of one of these names already.
         """
-        defaults = {
-            "project_directory": project_directory,
-            "experiments_directory": experiments_directory,
-            "experiment_id": experiment_id,
-            "description": description,
-            "norecord": norecord,
-        }
+        defaults = (project_directory, experiments_directory, experiment_id, description, norecord)
         _add_argument_group(parser, defaults)
 
     @classmethod
@@ -2476,10 +2452,8 @@ class Experiment:
         *capture_defaults* the defaults of the parser and of the chosen sub-commands are recorded too.
         """
         args, own = _split_arguments(parser, parser.parse_args(arg_list))
-        defaults = None
-        if capture_defaults:
-            found = _find_defaults(parser, args)
-            defaults = {name: value for name, value in found.items() if name not in own}
+        found = _find_defaults(parser, args) if capture_defaults else None
+        defaults = found and {name: value for name, value in found.items() if name not in own}
         return cls(args, defaults, **{**meticulous_args, **own})
 
     def __repr__(self) -> str:
@@ -2493,11 +2467,11 @@ class Experiment:
         if exc_type is None or issubclass(exc_type, GeneratorExit):
             self.finish()
             return False
-        passes = _is_cancellation(exc) or not isinstance(exc, Exception)
+        # Up to Python 3.7 a CancelledError is an Exception.
+        passes = not isinstance(exc, Exception) or _is_instance(exc, "asyncio", "CancelledError")
         if not passes:
             _show_exception(exc_type, exc, tb)
-        is_exit = isinstance(exc, SystemExit)
-        self._end(_exit_text(exc.code) if is_exit else _exception_text(exc_type, exc, tb))
+        self._end(_exception_text(exc_type, exc, tb))
         return not passes
 
     def summary(self, summary_dict: "Optional[Mapping[str, Any]]" = None, **values: "Any") -> None:
@@ -2524,12 +2498,10 @@ class Experiment:
 
     def open(self, file: "Any", mode: str = "r", *args: "Any", **kwargs: "Any") -> "IO[Any]":
         """Open *file* like the builtin open(), relative paths inside the experiment's folder."""
-        import builtins
-
         if not isinstance(file, int):
             folder = os.fsencode(self.curexpdir) if isinstance(os.fspath(file), bytes) else self.curexpdir
             file = os.path.join(folder, file)
-        return builtins.open(file, mode, *args, **kwargs)
+        return open(file, mode, *args, **kwargs)  # the builtin: a method's name is no name in here
 
     def finish(self, status: str = "SUCCESS") -> None:
         """End the record now: 'SUCCESS', 'ERROR', or 'ERROR' and more lines, the last of them the reason.
@@ -2546,6 +2518,7 @@ class Experiment:
 
     def _start(self, name, args, default_args, description):
         from contextlib import ExitStack
+        from functools import partial
         from threading import RLock
 
         self._lock = RLock()
@@ -2554,7 +2527,8 @@ class Experiment:
         self.experiments_directory = directory
         with ExitStack() as undo:
             try:
-                head = _prepare_repository(self.repo_directory, directory, lambda: self._make_directory(undo))
+                make_directory = partial(_make_directories, directory, undo)
+                head = _prepare_repository(self.repo_directory, directory, make_directory)
                 attempt = _Attempt(directory, name, undo)
                 if not attempt.is_new:
                     _check_unchanged(attempt.folder, args, head.sha)
@@ -2576,13 +2550,9 @@ class Experiment:
             undo.pop_all()
         os.environ[_FOLDER_VARIABLE] = self.curexpdir
 
-    def _make_directory(self, undo):
-        for directory in reversed(_make_directories(self.experiments_directory)):
-            undo.callback(_remove_directory, directory)
-
     def _end(self, status):
         """Write how the run ended: once, only in the process that began it, and without ever raising."""
-        if self._ended or os.getpid() != self._process_id:
+        if self._ended or os.getpid() != self._attempt.process["pid"]:
             return
         problem = None
         with _SignalHold():
@@ -3748,16 +3718,16 @@ def _parse_number(text):
 
 
 class _Pump:
-    """Passes on what comes out of pipes: to this process's own streams, and to a record."""
+    """Passes on what comes out of a process's pipes: to this process's own streams, and to a record."""
 
-    def __init__(self, capture, pipes):
+    def __init__(self, capture, process):
         import selectors
         import signal
 
         self._capture = capture
         self._selector = selectors.DefaultSelector()
-        for source, name, target in pipes:
-            self._selector.register(source, selectors.EVENT_READ, (name, target))
+        self._selector.register(process.stdout, selectors.EVENT_READ, ("stdout", 1))
+        self._selector.register(process.stderr, selectors.EVENT_READ, ("stderr", 2))
         # Every signal that Python has a handler for, SIGCHLD above all, writes a byte into this pipe.
         self._wake_reader, wake_writer = os.pipe()
         os.set_blocking(wake_writer, False)
@@ -3776,21 +3746,21 @@ class _Pump:
                 os.read(self._wake_reader, _CHUNK)
                 return "signal"
             came = "output"
-            self._pass_chunk(key.fd, *key.data)
+            self._pass_chunk(key.fileobj, *key.data)
         return came
 
     def _pass_chunk(self, source, name, target):
-        data = os.read(source, _CHUNK)
+        data = source.read(_CHUNK)
         self._capture.record(name, data)
         try:
             view = memoryview(data)
             while view:
                 view = view[os.write(target, view) :]
         except OSError:
-            data = b""  # Nobody reads our output any more: the command is to notice, as it would without us.
+            data = b""  # nobody reads our output any more: the command is to notice, as it would without us
         if not data:
             self._selector.unregister(source)
-            os.close(source)
+            source.close()
 
 
 def _forward_signals(process_ids):
@@ -3814,19 +3784,6 @@ def _is_in_foreground():
         return os.tcgetpgrp(0) == os.getpgrp()
     except OSError:
         return False
-
-
-def _start_command(command, capture):
-    """Start *command* with a pipe for each of its two streams; returns (Popen, _Pump)."""
-    import subprocess
-
-    (stdout, stdout_writer), (stderr, stderr_writer) = os.pipe(), os.pipe()
-    try:
-        process = subprocess.Popen(command, stdout=stdout_writer, stderr=stderr_writer)
-    finally:
-        os.close(stdout_writer)
-        os.close(stderr_writer)
-    return process, _Pump(capture, [(stdout, "stdout", 1), (stderr, "stderr", 2)])
 
 
 def _wait_for_command(process, pump):
@@ -3854,20 +3811,10 @@ def _serve_daemons(pump):
         os._exit(0)
 
 
-def _name_signal(number):
-    import signal
-
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"  # a real-time signal
-
-
 def _describe_exit(status):
     """Put a wait status into a STATUS text and a shell's exit code."""
     if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        return f"ERROR\nkilled by {_name_signal(number)} at {_local_time()}", 128 + number
+        return _kill_text(os.WTERMSIG(status)), 128 + os.WTERMSIG(status)
     code = os.WEXITSTATUS(status)
     return (f"ERROR\nexit code {code}" if code else "SUCCESS"), code
 
@@ -3883,19 +3830,23 @@ def _describe_usage(usage, wall_s):
 
 def _record_command(command, own):
     """Run *command* as an experiment, *own* being Experiment's arguments; returns the exit code."""
+    from subprocess import PIPE, Popen
+
     process_ids: "List[int]" = []
     _forward_signals(process_ids)
     sys.argv = command  # what the record calls the command
     experiment = Experiment(_parse_command(command[1:]), None, **own)
-    if experiment._attempt is None:
-        os.execvp(command[0], command)
     start = time.monotonic()
     try:
-        process, pump = _start_command(command, experiment._capture)
+        if experiment._attempt is None:
+            os.execvp(command[0], command)
+        process = Popen(command, stdout=PIPE, stderr=PIPE, bufsize=0)
     except OSError as error:
-        experiment.finish(f"ERROR\n{command[0]} can't be run: {_explain(error)}")
-        _warn(f"{command[0]} can't be run: {_explain(error)}.")
+        problem = f"{command[0]} can't be run: {_explain(error)}"
+        experiment.finish(f"ERROR\n{problem}")
+        _warn(f"{problem}.")
         return 126
+    pump = _Pump(experiment._capture, process)
     process_ids.append(process.pid)
     status, usage = _wait_for_command(process, pump)
     del process_ids[:]

@@ -1,5 +1,6 @@
 """Files are written whole or not at all, and no id is given out twice."""
 
+import contextlib
 import os
 import re
 import subprocess
@@ -180,16 +181,28 @@ def test_times_have_microseconds_always(timestamp, ending):
     assert text.endswith(ending)
 
 
-def test_directories_are_made_with_their_parents_and_listed(tmp_path):
+def test_directories_are_made_with_their_parents_and_taken_away_again(tmp_path):
     path = tmp_path / "a" / "b"
-    assert meticulous._make_directories(str(path)) == [str(path), str(path.parent)]
-    assert path.is_dir()
-    assert meticulous._make_directories(str(path)) == []
+    with contextlib.ExitStack() as undo:
+        meticulous._make_directories(str(path), undo)
+        assert path.is_dir()
+        with contextlib.ExitStack() as nothing:
+            meticulous._make_directories(str(path), nothing)
+        assert path.is_dir()
+    assert os.listdir(str(tmp_path)) == []
+
+
+def test_directories_that_were_made_before_a_failure_are_taken_away(tmp_path):
+    path = tmp_path / "a" / ("b" * 300)
+    with pytest.raises(meticulous.FolderException), contextlib.ExitStack() as undo:
+        meticulous._make_directories(str(path), undo)
+    assert os.listdir(str(tmp_path)) == []
 
 
 def test_a_file_in_the_way_is_named(tmp_path):
     (tmp_path / "a").write_text("")
-    with pytest.raises(meticulous.FolderException, match=re.escape(str(tmp_path / "a"))):
-        meticulous._make_directories(str(tmp_path / "a" / "b"))
-    with pytest.raises(OSError):
-        meticulous._make_directories(str(tmp_path / "a"))
+    with contextlib.ExitStack() as undo:
+        with pytest.raises(meticulous.FolderException, match=re.escape(str(tmp_path / "a"))):
+            meticulous._make_directories(str(tmp_path / "a" / "b"), undo)
+        with pytest.raises(OSError):
+            meticulous._make_directories(str(tmp_path / "a"), undo)
