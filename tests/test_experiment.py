@@ -8,6 +8,7 @@ import signal
 import sys
 
 import pytest
+from conftest import PROJECT
 
 TRAIN = """
     import argparse, sys
@@ -743,3 +744,156 @@ class TestRanks:
         assert not (repo.path / "experiments").exists()
         assert repo.run(None, env={"RANK": "0", "WORLD_SIZE": "2"}).stdout == "False\n"
         assert repo.experiment(2).exists()
+
+
+class TestOneOwner:
+    """What a review of the contract found: whoever ends or goes on writes its own record and no other."""
+
+    def test_a_deleted_folder_that_another_start_made_anew_is_not_written(self, repo):
+        body = """
+            import shutil, subprocess, sys
+            if len(sys.argv) == 1:
+                shutil.rmtree(experiment.curexpdir)
+                second = subprocess.Popen([sys.executable, __file__, "second"], stdin=-1, stdout=-1)
+                second.stdout.readline()
+                try:
+                    experiment.summary(old=1)
+                except OSError as error:
+                    print(error)
+                experiment.finish("ERROR\\nold")
+                second.communicate(b"go")
+            else:
+                print("up", flush=True)
+                sys.stdin.readline()
+        """
+        result = repo.run(script("experiment_id='best'") + body.replace(" " * 12, ""))
+        assert result.code == 0, result
+        folder = repo.experiment("best")
+        assert f"{folder / 'summary.json'} can't be written" in result.stdout
+        assert (folder / "STATUS").read_text() == "SUCCESS"
+        assert load(folder, "summary") == {}
+        assert len(load(folder, "metadata")["attempts"]) == 1
+
+    def test_an_interrupt_before_the_hooks_are_set_leaves_nothing(self, repo):
+        source = """
+            import sys, meticulous
+            def interrupt(folder):
+                raise KeyboardInterrupt
+            before, meticulous._set_hooks = sys.stdout, interrupt
+            try:
+                meticulous.Experiment()
+            except KeyboardInterrupt:
+                print(sys.stdout is before)
+        """
+        assert repo.run(source).stdout == "True\n"
+        assert not (repo.path / "experiments").exists()
+
+    def test_a_failed_start_gives_its_id_back(self, repo):
+        source = """
+            import meticulous
+            def fail(folder):
+                raise OSError(28, "No space left on device", folder)
+            capture, meticulous._Capture = meticulous._Capture, fail
+            for name in (None, 5):
+                try:
+                    meticulous.Experiment(experiment_id=name)
+                except OSError as error:
+                    print(error.errno)
+            meticulous._Capture = capture
+            print(meticulous.Experiment().curexpdir[-2:])
+        """
+        assert repo.run(source).stdout.split() == ["28", "28", "/1"]
+
+    def test_exec_ends_the_run(self, repo):
+        source = """
+            import os, sys
+            from meticulous import Experiment, ExperimentReader
+            if len(sys.argv) == 1:
+                experiment = Experiment()
+                os.execv(sys.executable, [sys.executable, __file__, experiment.curexpdir])
+            print(ExperimentReader(sys.argv[1]).status)
+            Experiment(experiment_id=1)
+        """
+        result = repo.run(source)
+        assert (result.code, result.stdout) == (0, "DEAD\n"), result
+        attempts = load(repo.experiment(1), "metadata")["attempts"]
+        assert [attempt["ended"] for attempt in attempts] == ["DEAD", "SUCCESS"]
+
+    def test_the_folder_of_a_spawned_child_is_that_of_the_open_experiment(self, repo):
+        source = """
+            import multiprocessing
+            from meticulous import Experiment
+            experiment = Experiment()
+            def work(n):
+                return experiment.curexpdir[-2:]
+            if __name__ == "__main__":
+                with Experiment():
+                    pass
+                with multiprocessing.get_context("spawn").Pool(1) as pool:
+                    print(pool.map(work, [0]))
+        """
+        assert repo.run(source).stdout == "['/1']\n"
+
+
+class TestTakeover:
+    @pytest.mark.parametrize("name", [".hidden", ".git"])
+    def test_a_users_hidden_files_are_files(self, repo, name):
+        repo.experiment("q").mkdir(parents=True)
+        (repo.experiment("q") / name).write_text("mine")
+        fails(repo, script("experiment_id='q'"), "FolderException", "no args.json")
+        assert read(repo.experiment("q")) == {name: b"mine"}
+
+    def test_a_record_that_lost_its_status_is_no_killed_start(self, repo):
+        body = (
+            "experiment.summary(acc=0.9)\nimport os\nos.remove(experiment.curexpdir + '/STATUS')\nos._exit(0)"
+        )
+        repo.run(script("{'a': 1}, experiment_id='q'", body))
+        assert "MismatchedArgsException" in repo.run(script("{'a': 2}, experiment_id='q'")).stderr
+        assert load(repo.experiment("q"), "summary") == {"acc": 0.9}
+
+
+class TestCopies:
+    def test_a_reload_with_an_open_experiment_is_refused_and_changes_nothing(self, repo):
+        source = """
+            import importlib, sys, meticulous
+            importlib.reload(meticulous)
+            experiment = meticulous.Experiment()
+            try:
+                importlib.reload(meticulous)
+            except ImportError as error:
+                print(error)
+            print("b")
+            sys.exit(0)
+        """
+        result = repo.run(source)
+        assert (result.code, result.stderr.count("\n")) == (0, 1), result
+        assert "can't be reloaded" in result.stdout
+        assert (repo.experiment(1) / "STATUS").read_text() == "SUCCESS"
+
+    @pytest.mark.parametrize("code", ["0", "3"])
+    def test_two_copies_of_the_file_in_one_process(self, repo, code):
+        (repo.path / "vendored.py").write_bytes((PROJECT / "meticulous.py").read_bytes())
+        repo.commit("Vendor", "vendored.py")
+        source = """
+            import sys, meticulous, vendored
+            first, second = meticulous.Experiment(), vendored.Experiment()
+            sys.exit(int(sys.argv[1]))
+        """
+        assert repo.run(source, code).code == int(code)
+        statuses = {(repo.experiment(number) / "STATUS").read_text() for number in (1, 2)}
+        assert statuses == {"SUCCESS" if code == "0" else "ERROR\nsys.exit(3)"}
+
+
+def test_a_block_goes_on_when_stderr_is_full(repo):
+    source = """
+        import sys
+        from meticulous import Experiment
+        for n in range(2):
+            with Experiment():
+                raise ValueError("x")
+        sys.exit(4)
+    """
+    with open("/dev/full", "wb") as full:
+        assert repo.run(source, stderr=full).code in (4, 120)  # 120: Python could not flush stderr
+    for number in (1, 2):
+        assert (repo.experiment(number) / "STATUS").read_text().endswith("ValueError: x")
