@@ -264,10 +264,11 @@ def _write_file(path, content):
         with open(temporary, "xb") as file:
             file.write(content)
         os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, path) from error
-    finally:
-        _remove_file(temporary)  # it is there only if something failed
+    except BaseException as error:
+        _remove_file(temporary)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, path) from error
+        raise
 
 
 def _remove_file(path):

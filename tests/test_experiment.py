@@ -728,6 +728,34 @@ print("done")
         assert load(folder, "summary") == {"a": 1}
         assert (folder / "STATUS").read_text() in ("RUNNING", "SUCCESS")
 
+    @pytest.mark.parametrize(
+        ("limit", "number"),
+        [("RLIMIT_FSIZE, (9, 9)", 27), ("RLIMIT_NOFILE, (3, 3)", 24)],
+        ids=["EFBIG", "EMFILE"],
+    )
+    def test_writes_that_fail_at_the_end_change_nothing_for_the_program(self, repo, limit, number):
+        body = f"""
+import resource, sys
+experiment.summary(a=1)
+before = resource.getrlimit(resource.{limit.split(",")[0]})
+resource.setrlimit(resource.{limit[:-3]} before[1]))
+try:
+    experiment.summary(b="x" * 100)
+except OSError as error:
+    print(error.errno, error)
+print("done")
+sys.exit(3)
+"""
+        result = repo.run(script("", body))
+        assert result.code == 3, result
+        assert result.stdout.startswith(f"{number} {repo.experiment(1) / 'summary.json'} "), result
+        assert result.stdout.endswith("done\n")
+        warnings = [line for line in result.stderr.splitlines() if "commit" not in line]
+        assert len(warnings) == 1 and "meticulous: " in warnings[0], result
+        assert load(repo.experiment(1), "summary") == {"a": 1}
+        assert (repo.experiment(1) / "STATUS").read_text() in ("RUNNING", "ERROR\nsys.exit(3)")
+        assert [name for name in read(repo.experiment(1)) if name.endswith(".tmp")] == []
+
     def test_a_deleted_folder_is_a_warning(self, repo):
         body = "import shutil\nprint('a')\nshutil.rmtree(experiment.curexpdir)\nprint('b')"
         result = repo.run(script("", body))
