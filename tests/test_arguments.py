@@ -181,6 +181,7 @@ def test_text_defaults_are_converted_where_the_type_only_converts(parser, kind, 
     assert action.default == text
 
 
+@pytest.mark.filterwarnings("ignore:FileType is deprecated")  # from Python 3.14 on
 def test_a_type_that_opens_files_is_not_called_for_a_default(parser, tmp_path):
     path = tmp_path / "made.txt"
     parser.add_argument("--log", type=argparse.FileType("w"), default=str(path))
