@@ -2119,6 +2119,13 @@ def _check_description(description):
     return description or ""
 
 
+def _read_if_there(path):
+    try:
+        return _read_bytes(path)
+    except FileNotFoundError:
+        return None
+
+
 def _load_mapping(path):
     """Read a JSON object; one that is missing is empty. Raises FolderException if it is something else."""
     try:
@@ -2130,6 +2137,16 @@ def _load_mapping(path):
     if not isinstance(value, dict):
         raise FolderException(path, "holds no JSON object: mend it, or move it away.")
     return value
+
+
+def _has_run(folder):
+    """Say whether the files in *folder* tell more than the start of a first attempt."""
+    metadata = _load_mapping(os.path.join(folder, "metadata.json"))
+    attempts = metadata.get("attempts")
+    if metadata and ("end-time" in metadata or not isinstance(attempts, list) or len(attempts) != 1):
+        return True
+    start = {"summary.json": b"{}", "stdout": b"", "stderr": b""}
+    return any(_read_if_there(os.path.join(folder, name)) not in (None, text) for name, text in start.items())
 
 
 def _is_killed_start(folder):
@@ -2145,24 +2162,15 @@ def _is_killed_start(folder):
     contents = {name for name in names if not _OUR_HIDDEN_FILE.fullmatch(name)}
     if not contents:
         return True
-    if contents <= _START_FILES and any(name.startswith(".owner-") for name in names):
-        start = {name: _read_if_there(os.path.join(folder, name)) or b"" for name in contents}
-        metadata = _load_mapping(os.path.join(folder, "metadata.json"))
-        has_run = "end-time" in metadata or len(metadata.get("attempts", [{}])) != 1
-        if not (
-            has_run or start.get("stdout") or start.get("stderr") or start.get("summary.json", b"{}") != b"{}"
-        ):
-            return True
+    if (
+        contents <= _START_FILES
+        and any(name.startswith(".owner-") for name in names)
+        and not _has_run(folder)
+    ):
+        return True
     if "args.json" not in contents:
         raise FolderException(folder, "has files but no args.json: take another id, or move it away.")
     return False
-
-
-def _read_if_there(path):
-    try:
-        return _read_bytes(path)
-    except FileNotFoundError:
-        return None
 
 
 def _restore_file(path, content):
