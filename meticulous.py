@@ -2580,6 +2580,9 @@ class Experiment:
 # === Cells ====================================================================
 # Put single values into text.
 
+# Of dicts in dicts: far fewer than Python's limit of 1000 calls in calls, and more than anybody looks at.
+_DEEPEST = 99
+
 
 def _seconds_between(start, end):
     """Count the seconds from one ISO 8601 time to another; None if one of them is none."""
@@ -2616,20 +2619,22 @@ def _is_number(value):
 
 
 def _dump_json(value, indent=None):
-    """Write valid JSON: NaN and infinity, for which it has no words, become null."""
+    """Write valid JSON: NaN and infinity, which it lacks, become null, and what is too deep '...'."""
     import json
 
     try:
         return json.dumps(value, indent=indent, allow_nan=False)
-    except ValueError:
-        return json.dumps(_replace_infinite(value), indent=indent)
+    except (ValueError, RecursionError):
+        return json.dumps(_simplify(value, _DEEPEST), indent=indent)
 
 
-def _replace_infinite(value):
+def _simplify(value, levels):
+    if isinstance(value, (dict, list)) and not levels:
+        return "..."
     if isinstance(value, dict):
-        return {key: _replace_infinite(item) for key, item in value.items()}
+        return {key: _simplify(item, levels - 1) for key, item in value.items()}
     if isinstance(value, list):
-        return [_replace_infinite(item) for item in value]
+        return [_simplify(item, levels - 1) for item in value]
     return None if isinstance(value, float) and value - value != 0 else value
 
 
@@ -2965,7 +2970,7 @@ def _flatten(values, levels):
 
 def _make_row(groups, levels):
     """Make a row of a reader's groups (or None); *levels* of dicts inside of values are opened too."""
-    return _flatten({group: values for group, values in groups.items() if values}, 1 + levels)
+    return _flatten({group: values for group, values in groups.items() if values}, 1 + min(levels, _DEEPEST))
 
 
 def _to_dataframe(rows, levels, is_flat=False):
@@ -3132,7 +3137,7 @@ def _resolve_column(rows, columns, name):
     """Find the column that is meant by *name*, 'args.lr' or 'args_lr', also inside of a dict."""
     found = _match_column(columns, name)
     if found is None:
-        opened = [_flatten(row, 99) for row in rows]
+        opened = [_flatten(row, _DEEPEST) for row in rows]
         inner = _find_columns(opened)
         found = _match_column(inner, name)
         if found is None:

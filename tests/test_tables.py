@@ -352,6 +352,16 @@ def test_json_is_valid_also_for_nan():
     }
 
 
+def test_json_of_what_is_too_deep_is_cut():
+    deep: "object" = 1
+    for _ in range(5000):
+        deep = {"a": [deep]}
+    text = meticulous._format_json([{"deep": deep, "a": 1}], ["deep", "a"])
+    assert json.loads(text)["rows"][0]["a"] == 1
+    assert text.count('"..."') == 1
+    assert len(meticulous._dump_cell(deep)) < 2000
+
+
 def test_markdown_is_read_back_by_a_renderer():
     markdown_it = pytest.importorskip("markdown_it")
     text = meticulous._format_markdown(HARD_ROWS, HARD_COLUMNS)
