@@ -2973,7 +2973,7 @@ def _make_row(groups, levels):
     return _flatten({group: values for group, values in groups.items() if values}, 1 + min(levels, _DEEPEST))
 
 
-def _to_dataframe(rows, levels, is_flat=False):
+def _to_dataframe(rows, levels, is_flat=False, columns=None):
     """Make a DataFrame of *rows*, its columns split into 2 + *levels* levels, the rest filled with ''."""
     from importlib import import_module
 
@@ -2982,12 +2982,13 @@ def _to_dataframe(rows, levels, is_flat=False):
     except ImportError as error:
         text = "A DataFrame needs pandas, which is not here; rows() needs nothing."
         raise MeticulousException(text) from error
-    frame = pandas.DataFrame(rows)
+    frame = pandas.DataFrame(rows, columns=columns)
     if "header.expid" in frame:
         frame.index = pandas.Index(frame.pop("header.expid"), name=("header", "expid"))
     if not is_flat:
-        names = [name.split(".", levels + 1) + [""] * (levels + 1) for name in frame.columns]
-        frame.columns = pandas.MultiIndex.from_tuples([name[: levels + 2] for name in names])
+        names = [(name.split(".", levels + 1) + [""] * (levels + 1))[: levels + 2] for name in frame.columns]
+        # Not from_tuples(), for which there has to be a column.
+        frame.columns = pandas.MultiIndex.from_arrays(list(zip(*names)) or [()] * (levels + 2))
     return frame
 
 
@@ -3550,8 +3551,7 @@ def _export(path, rows, columns, levels, is_flat):
         if format_rows:
             _write_file(path, format_rows(rows, columns).encode("utf-8", "backslashreplace"))
         else:
-            rows = [{column: row.get(column) for column in columns} for row in rows]
-            _to_dataframe(rows, levels, is_flat).to_pickle(path)
+            _to_dataframe(rows, levels, is_flat, columns).to_pickle(path)
     except OSError as error:
         raise FolderException(path, f"can't be written: {_explain(error)}.", error.errno) from error
 

@@ -411,3 +411,6 @@ def test_a_pickle_is_a_dataframe(tmp_path):
     assert meticulous.main([str(tmp_path / "e"), "--export", str(path), "--flat_cols"]) == 0
     with open(str(path), "rb") as file:
         assert "args.lr" in pickle.load(file).columns
+    for words, shape in (["--filter", "args.lr > 5"], (0, 1)), (["--columns", "header.expid"], (1, 0)):
+        meticulous.main([str(tmp_path / "e"), "--export", str(path), "--columns", "args.lr", *words])
+        assert pandas.read_pickle(str(path)).shape == shape
