@@ -3184,7 +3184,7 @@ def _is_changed(row, column):
 def _is_telling(rows, column):
     """Tell whether an argument differs between rows or, where it is known, from the default."""
     values = [row.get(column) for row in rows]
-    if values.count(values[0]) < len(values):
+    if not values or values.count(values[0]) < len(values):
         return True
     defaults = [row["default_" + column] for row in rows if "default_" + column in row]
     return defaults.count(values[0]) < len(defaults) or (len(rows) == 1 and not defaults)
@@ -4084,7 +4084,7 @@ def _arrange(rows, columns, options):
     if options.tail is not None:
         rows = rows[max(0, len(rows) - options.tail) :]
     if options.args:
-        columns = _choose_args(rows, columns, options.args)
+        columns = keys + [c for c in _choose_args(rows, columns, options.args) if c not in keys]
     if options.columns:
         columns = _choose_columns(rows, columns, options.columns)
     elif options.is_for_people and keys:

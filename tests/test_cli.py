@@ -171,6 +171,19 @@ def test_groups(run):
     assert "runs" in run("experiments", "--groupby", "header.status")[1]
 
 
+@pytest.mark.parametrize("mode", ["none", "truncated", "non-default", "all"])
+def test_groups_keep_their_keys_whatever_arguments_are_shown(run, mode):
+    code, out, _ = run("experiments", "--groupby", "args.seed", "--args", mode)
+    assert (code, out.split()[2:4]) == (0, ["seed", "runs"])
+
+
+@pytest.mark.parametrize("words", [[], ["--json"], ["--args", "non-default"], ["--columns", "args"]])
+def test_a_tail_of_no_rows_is_nothing(run, words):
+    code, out, err = run("experiments", "--tail", "0", *words)
+    assert (code, err) == (1, "")
+    assert out == ("" if words != ["--json"] else '{\n  "rows": [],\n  "problems": {}\n}\n')
+
+
 def test_columns_are_listed(run):
     code, out, err = run("experiments", "--list_columns")
     assert code == 0
