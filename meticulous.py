@@ -3467,6 +3467,8 @@ def _compare(kind, left, right):
     if kind in ("Eq", "Is", "NotEq", "IsNot"):
         return (left == right) == (kind in ("Eq", "Is"))
     if kind in ("In", "NotIn"):
+        if isinstance(right, str) and left is None:
+            right = None
         is_text_in_text = isinstance(left, str) and isinstance(right, str)
         if not (is_text_in_text or isinstance(right, list) or right is None):
             raise QueryException(f"{right!r} is neither a list nor a text.")

@@ -47,6 +47,8 @@ def choose(text, rows=ROWS):
         ("args.lr not in (0.1, 1)", "2"),
         ("args.name in ['adam', 'x']", "1"),
         ("'a' in args.name", "1"),
+        ("args.name in 'adam, sgd'", "12"),
+        ("args.name not in 'adam'", "234"),
         ("args.name == 'sgd' or args.lr == 1", "23"),
         ("args.name == 'sgd' | args.lr == 1", "23"),
         ("args.lr < 0.5 & args.name == 'adam'", "1"),
