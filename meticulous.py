@@ -3096,6 +3096,10 @@ def _find_job(directory, job):
     return names
 
 
+def _list_problems(readers):
+    return {reader.expid: reader.problems for reader in readers if reader.problems}
+
+
 # === Tables ===================================================================
 # Choose, group, sort and compare rows and columns.
 
@@ -3993,10 +3997,6 @@ def _diff(words):
     return _FOUND
 
 
-def _list_problems(readers):
-    return {reader.expid: reader.problems for reader in readers if reader.problems}
-
-
 def _parse_listing(words):
     commands = "".join(f"  {name:6}{help}\n" for name, (_, help) in _COMMANDS.items() if name)
     parser = _make_parser(
@@ -4144,13 +4144,16 @@ def main(argv: "Optional[Sequence[str]]" = None) -> int:
         code = _COMMANDS[name][0](words)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:
-        # `| head` has seen enough. Python flushes stdout once more when it ends, and that must not fail.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _FOUND
     except MeticulousException as error:
         _warn(str(error))
         return _NOTHING_FOUND if isinstance(error, _NothingFound) else _WRONG
+    except OSError as error:
+        # A full disk, or `| head` has seen enough. At its end Python flushes again, and that must not fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return _FOUND
+        _warn(f"{_explain(error)}.")
+        return _WRONG
 
 
 if __name__ == "__main__":

@@ -463,6 +463,15 @@ def test_a_closed_pipe_ends_quietly(directory):
     process.stderr.close()
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_a_full_disk_is_told_in_one_line(directory, words):
+    with open("/dev/full", "wb") as full:
+        process = subprocess.Popen(COMMAND + [str(directory)] + words, stdout=full, stderr=subprocess.PIPE)
+    _, errors = process.communicate()
+    assert (process.returncode, errors) == (2, b"meticulous: No space left on device.\n")
+
+
 def test_an_encoding_without_the_characters_is_no_error(directory):
     write_experiment(directory, "漢", {"name": "漢\ud800"})
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
