@@ -3722,7 +3722,7 @@ def _parse_command(words):
         match = re.match(r"--([A-Za-z][^=]*)(?:=(.*))?\Z", word, re.DOTALL)
         if match:
             name, value = match.groups()
-            if value is None and not following.startswith("--"):
+            if value is None and not re.match("--|-[A-Za-z]", following):
                 value = following
             args[name] = True if value is None else _parse_number(value)
     return args
