@@ -2772,6 +2772,10 @@ class ExperimentReader:
     def __repr__(self) -> str:
         return self.curexpdir
 
+    def __getstate__(self) -> "Dict[str, Any]":
+        # For copies, and other processes; a JSON parser can't be pickled.
+        return {name: value for name, value in self.__dict__.items() if name != "_shared"}
+
     @_lazy
     def args(self) -> "Dict[str, Any]":
         return self._read_dict("args.json")

@@ -1,7 +1,9 @@
 """Records are read as far as they go, whoever wrote them and whatever happened to them."""
 
+import copy
 import json
 import os
+import pickle
 import shutil
 import socket
 import sys
@@ -117,6 +119,15 @@ def test_attributes_can_be_set(directory):
     reader = ExperimentReader(write_experiment(directory, 1))
     reader.args = {"lr": 3}
     assert reader.df_vars()["args"] == {"lr": 3}
+
+
+def test_readers_can_be_copied_and_sent_to_other_processes(directory):
+    write_experiment(directory, 1)
+    experiments = Experiments(experiments_directory=str(directory))
+    assert experiments["1"].args == {"lr": 0.1}
+    for copied in (copy.deepcopy(experiments), pickle.loads(pickle.dumps(experiments))):
+        assert copied["1"].df_vars() == experiments["1"].df_vars()
+        assert [reader.expid for reader in copied] == ["1"]
 
 
 # --- what became of a run that says RUNNING
