@@ -346,11 +346,16 @@ def _check_id(experiment_id):
 
 def _list_ids(directory):
     """List what integer ids were given out in *directory*: the largest, and those with a claim."""
+    from itertools import filterfalse
+
     # As bytes, because only bytes.isdigit means ASCII digits, and decoding 100,000 names takes time.
     names = os.listdir(os.fsencode(directory))
-    claimed = [name[len(_CLAIM_PREFIX) :] for name in names if name.startswith(_CLAIM_PREFIX)]
+    others = filterfalse(
+        bytes.isdigit, names
+    )  # few, while a loop over all names would take a third of the time
+    claimed = [name[len(_CLAIM_PREFIX) :] for name in others if name.startswith(_CLAIM_PREFIX)]
     claims = [int(number) for number in claimed if number.isdigit()]
-    return max([0, *claims, *map(int, filter(bytes.isdigit, names))]), claims
+    return max([*claims, max(map(int, filter(bytes.isdigit, names)), default=0)]), claims
 
 
 def _claim_path(directory, number):
