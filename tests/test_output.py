@@ -1014,7 +1014,9 @@ def test_whoever_holds_our_stream_goes_on_writing_to_the_terminal(lab):
         late = Late()
         """
     ended = lab.compare(source)
-    assert ended.err == b"during\nafter\nkept\nlate\n" and ended.stderr == b"during\n"
+    # Python 3.8 runs that __del__ when there is nothing left to write with, also without us.
+    late = b"" if sys.version_info[:2] == (3, 8) else b"late\n"
+    assert ended.err == b"during\nafter\nkept\n" + late and ended.stderr == b"during\n"
 
 
 def test_an_experiment_inside_redirect_stdout(tmp_path):
