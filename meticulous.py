@@ -575,11 +575,15 @@ def _read_user():
         return None  # in containers a user may have a number and no name
 
 
+def _read_host():
+    return os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
+
+
 def _describe_process():
     """Describe this process, as plain JSON, so that no other is ever taken for it."""
     _, start, stack = _read_stat("self")
     process = {
-        "host": os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", ""),
+        "host": _read_host(),
         # Only its beginning, because machine-id(5) asks not to show it around.
         "machine": _read_text("/etc/machine-id")[:8],
         "boot": _read_text("/proc/sys/kernel/random/boot_id"),
@@ -596,7 +600,7 @@ def _describe_place():
     """Describe where this process runs, for people: a white list, never the whole environment."""
     log_file = os.path.realpath("/proc/self/fd/1")
     place = {
-        "host": _describe_process().get("host"),
+        "host": _read_host() or None,
         "user": _read_user(),
         "python": sys.version.split()[0],
         "platform": " ".join(os.uname()[i] for i in (0, 2, 4)) if hasattr(os, "uname") else sys.platform,
