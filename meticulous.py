@@ -3806,12 +3806,16 @@ class _Pump:
 
 
 def _forward_signals(process_ids):
-    """Hand signals on to the process in *process_ids*, while there is one."""
+    """Hand signals on to the process in *process_ids*; returns a list of those that find none there."""
     import signal
+
+    early: "List[int]" = []
 
     def forward(signum, frame):
         # Ctrl-C at a terminal reaches the command by itself: it would get it twice.
         is_by_terminal = signum in (signal.SIGINT, signal.SIGQUIT) and _is_in_foreground()
+        if not process_ids:
+            early.append(signum)
         for process_id in process_ids:
             if not is_by_terminal:
                 os.kill(process_id, signum)
@@ -3819,6 +3823,7 @@ def _forward_signals(process_ids):
     for signum in [getattr(signal, name) for name in _FORWARDED]:
         if signal.getsignal(signum) is not signal.SIG_IGN:
             signal.signal(signum, forward)
+    return early
 
 
 def _is_in_foreground():
@@ -3875,7 +3880,7 @@ def _record_command(command, own):
     from subprocess import PIPE, Popen
 
     process_ids: "List[int]" = []
-    _forward_signals(process_ids)
+    early = _forward_signals(process_ids)
     sys.argv = command  # what the record calls the command
     experiment = Experiment(_parse_command(command[1:]), None, **own)
     start = time.monotonic()
@@ -3890,6 +3895,8 @@ def _record_command(command, own):
         return 126
     pump = _Pump(experiment._capture, process)
     process_ids.append(process.pid)
+    for signum in early:
+        os.kill(process.pid, signum)
     status, usage = _wait_for_command(process, pump)
     del process_ids[:]
     _serve_daemons(pump)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 
@@ -129,6 +130,16 @@ def test_signals_are_handed_on(repo, start, name):
     result = process.result()
     assert (result.code, result.stdout) == (5, "got\n")
     assert status(repo) == "ERROR\nexit code 5"
+
+
+def test_a_signal_that_comes_before_the_command_runs_is_handed_on(repo, start, tmp_path):
+    git = shutil.which("git")
+    (tmp_path / "git").write_text(f'#!/bin/sh\n[ "$1" = -c ] && kill -TERM $PPID\nexec {git} "$@"\n')
+    (tmp_path / "git").chmod(0o755)
+    path = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
+    result = start("sleep", "50", env={"PATH": path}).result()
+    assert result.code == 128 + signal.SIGTERM, result
+    assert status(repo).startswith("ERROR\nkilled by SIGTERM at ")
 
 
 def test_a_command_that_closes_its_stdout_early(repo, run):
