@@ -223,7 +223,8 @@ class QueryException(MeticulousException, ValueError):
 
 _CLAIM_PREFIX = b".claim-"
 _CLAIM_LIFE_S = 3600
-_LONGEST_ID = 200  # bytes; file systems allow 255, and names of hidden files are longer than the id
+_LONGEST_NAME = 255  # bytes, on all usual file systems
+_LONGEST_ID = 200  # bytes, because names of hidden files are longer than the id
 
 
 def _local_time(timestamp=None):
@@ -346,16 +347,16 @@ def _check_id(experiment_id):
 
 def _list_ids(directory):
     """List what integer ids were given out in *directory*: the largest, and those with a claim."""
-    from itertools import filterfalse
+    from itertools import filterfalse, repeat
 
-    # As bytes, because only bytes.isdigit means ASCII digits, and decoding 100,000 names takes time.
+    # As bytes, because only bytes.isdigit means ASCII digits. A loop over 100,000 names, or int(), would
+    # take half as long as to list them; filled up with zeros, numbers have the order of texts.
     names = os.listdir(os.fsencode(directory))
-    others = filterfalse(
-        bytes.isdigit, names
-    )  # few, while a loop over all names would take a third of the time
+    largest = max(map(bytes.zfill, filter(bytes.isdigit, names), repeat(_LONGEST_NAME)), default=b"0")
+    others = filterfalse(bytes.isdigit, names)
     claimed = [name[len(_CLAIM_PREFIX) :] for name in others if name.startswith(_CLAIM_PREFIX)]
     claims = [int(number) for number in claimed if number.isdigit()]
-    return max([*claims, max(map(int, filter(bytes.isdigit, names)), default=0)]), claims
+    return max(int(largest), *claims, 0), claims
 
 
 def _claim_path(directory, number):
@@ -420,7 +421,7 @@ def _sweep_claims(directory, newest, claims):
 # === Values ===================================================================
 # Give every value a form in JSON, the same in every run.
 
-_ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")
+_ADDRESS = r" at 0x[0-9A-Fa-f]+"
 
 
 def _to_json(value):
@@ -509,7 +510,7 @@ def _describe(value):
         raise
     except Exception:
         return f"<{kind.__module__}.{kind.__qualname__}>"  # somebody's __str__ failed
-    return _ADDRESS.sub("", text)
+    return re.sub(_ADDRESS, "", text)
 
 
 def _describe_set(values):
@@ -567,11 +568,15 @@ def _read_variables(names):
 
 
 def _read_user():
-    import getpass
-
+    """Return the user's name as getpass.getuser() does, without the modules for terminals that it imports."""
+    name = os.environ.get("LOGNAME") or os.environ.get("USER") or os.environ.get("USERNAME")
+    if name:
+        return name
     try:
-        return getpass.getuser()
-    except (ImportError, KeyError, OSError):
+        import pwd
+
+        return pwd.getpwuid(os.getuid()).pw_name
+    except (ImportError, KeyError):
         return None  # in containers a user may have a number and no name
 
 
@@ -788,14 +793,16 @@ def _count_attempts(folder):
 def _read_owners(folder):
     """Return {number: process} of the .owner-NUMBER files in *folder*; {} for a process in a broken file."""
     owners = {}
-    for name in filter(re.compile(r"\.owner-[0-9]+").fullmatch, os.listdir(folder)):
-        number = int(name[len(".owner-") :])
+    for name in os.listdir(folder):
+        prefix, _, number = name.rpartition("-")
+        if prefix != ".owner" or not number.isdecimal():
+            continue
         try:
-            owners[number] = dict(_read_json(os.path.join(folder, name)))
+            owners[int(number)] = dict(_read_json(os.path.join(folder, name)))
         except FileNotFoundError:
             pass  # released since it was listed
         except (OSError, ValueError, TypeError):
-            owners[number] = {}
+            owners[int(number)] = {}
     return owners
 
 
@@ -971,9 +978,9 @@ def _find_work_tree(project_directory):
 def _parse_commit(raw):
     """Take the message out of a raw commit, exactly as it was committed."""
     header, _, message = raw.partition(b"\n\n")
-    encoding = re.search(rb"\nencoding (\S+)", header)
+    encoding = header.partition(b"\nencoding ")[2].partition(b"\n")[0].decode("ascii", "replace")
     try:
-        return message.decode(encoding.group(1).decode("ascii") if encoding else "utf-8", "surrogateescape")
+        return message.decode(encoding or "utf-8", "surrogateescape")
     except (LookupError, ValueError):
         return message.decode("utf-8", "surrogateescape")
 
@@ -1039,14 +1046,17 @@ def _find_ignorable_path(work_tree, directory):
 
 def _escape_pattern(path):
     """Turn *path* into a line of .gitignore: itself, but for what means something else there."""
-    return re.sub(r"[*?\[\\]|^[#!]| (?= *$)", r"\\\g<0>", path)
+    escaped = "".join("\\" + character if character in "*?[\\" else character for character in path)
+    text = escaped.rstrip(" ")
+    return ("\\" if text.startswith(("#", "!")) else "") + text + "\\ " * (len(escaped) - len(text))
 
 
 def _has_line(content, line, is_link=True):
     """Say whether .gitignore's *content* has *line*, maybe with slashes around it that change nothing."""
-    end = b"" if is_link else b"/?"  # a slash at the end means directories only, and a link is none to git
-    pattern = rb"(?m)^(?:\xef\xbb\xbf)?/?" + re.escape(os.fsencode(line)) + end + rb"\r?$"
-    return re.search(pattern, content) is not None
+    ends = (b"",) if is_link else (b"", b"/")  # a slash here means directories, and a link is none to git
+    forms = {start + os.fsencode(line) + end for start in (b"", b"/") for end in ends}
+    lines = content[3 if content.startswith(b"\xef\xbb\xbf") else 0 :].split(b"\n")
+    return any((found[:-1] if found.endswith(b"\r") else found) in forms for found in lines)
 
 
 def _add_line(content, line):
@@ -1333,7 +1343,7 @@ _FLOOD_INTERVAL_S = 0.01
 _WRITES_PENDING = 1000  # so many are written even if no line ended
 
 # What a carriage return overwrote in a line. "\r\n" ends a line, and after "50%\r" the screen shows 50%.
-_OVERWRITTEN = re.compile(rb"^.*\r(?=[^\r\n])", re.MULTILINE)
+_OVERWRITTEN = rb"(?m)^.*\r(?=[^\r\n])"
 
 _output_lock: "Any" = None  # made for the first experiment; reentrant, because a signal handler may print
 
@@ -1367,14 +1377,14 @@ class _OutputFile:
         start = data.rfind(b"\n") + 1
         if b"\r" not in data[start:] or now - self.bar_since >= _BAR_INTERVAL_S:
             start = len(data)
-        self.bar = _OVERWRITTEN.sub(b"\r", data[start:])
+        self.bar = re.sub(_OVERWRITTEN, b"\r", data[start:])
         return data[:start]
 
     def _add_lines(self, data):
         if b"\r" in data:
             # What the file already has of this line can't be taken back, so "\r" overwrites it there as well.
-            return_first = b"\r" if self.in_line and _OVERWRITTEN.match(data) else b""
-            data = return_first + _OVERWRITTEN.sub(b"", data)
+            return_first = b"\r" if self.in_line and re.match(_OVERWRITTEN, data) else b""
+            data = return_first + re.sub(_OVERWRITTEN, b"", data)
         if data:
             self.in_line = not data.endswith(b"\n")
             self.unsaved += data
@@ -1675,6 +1685,9 @@ def _make_lock():
 # an exception                  sys.last_traceback goes through the main module
 # the end of the script         the main module stopped at a RETURN instruction
 
+# Opcodes; Python 3.12 and 3.13 have another for constants. The module opcode can't be imported when a program
+# ends without a file descriptor left.
+_RETURNS = {function.__code__.co_code[-2] for function in (lambda value: value, lambda: None)}
 _TOOL = 4  # of sys.monitoring; 0, 1, 2 and 5 are for debuggers, coverage, profilers and optimizers
 
 _exit_wrappers: "Dict[Any, Any]" = globals().get("_exit_wrappers", {})  # also after a reload
@@ -1784,9 +1797,7 @@ def _notice_calls(code, undo):
 
 def _has_returned(frame):
     """Say whether the code of *frame* ran to its end; it did not if an exception or a SystemExit left it."""
-    import opcode
-
-    return frame.f_lasti >= 0 and opcode.opname[frame.f_code.co_code[frame.f_lasti]].startswith("RETURN_")
+    return frame.f_lasti >= 0 and frame.f_code.co_code[frame.f_lasti] in _RETURNS
 
 
 def _goes_through(tb, frame):
@@ -1939,14 +1950,15 @@ def _die_of(signum, frame):
 
 
 def _has_default_action(signum):
+    """Say whether nobody has set a handler for a signal, in Python or in C."""
     import signal
 
     handler = signal.getsignal(signum)
     if handler is not signal.SIG_DFL:
         return handler is _die_of  # left from before, because the last finish() was in a thread
     # signal.getsignal() does not know of handlers of C, for example of a user's faulthandler.register().
-    caught = re.search(r"^SigCgt:\s*(\w+)", _read_text("/proc/self/status"), re.MULTILINE)
-    return caught is None or not int(caught.group(1), 16) >> (signum - 1) & 1
+    caught = _read_text("/proc/self/status").partition("SigCgt:")[2].split()[:1]
+    return not caught or not int(caught[0], 16) >> (signum - 1) & 1
 
 
 def _set_signals(folder, undo):
@@ -2008,10 +2020,6 @@ def _remove_stacks(file, process_id):
 def _set_hooks(folder):
     global _hooks
     import atexit
-
-    # For the end, when there may be no file descriptor left to import it. And from Python 3.8 on, eval() in
-    # an import at the end makes a KeyboardInterrupt exit with 1 instead of dying of SIGINT.
-    import opcode  # noqa: F401
     from contextlib import ExitStack
 
     _hooks, frame = ExitStack(), _find_main_frame()
@@ -2103,7 +2111,7 @@ def _is_reimported_main():
 # === Records ==================================================================
 # Compare a new start with what a folder holds, and say what is written about a run.
 
-_OUR_HIDDEN_FILE = re.compile(r"\.owner-\d+|\.signals|\..+\.[0-9a-f]{16}\.tmp")
+_OUR_HIDDEN_FILE = r"\.owner-\d+|\.signals|\..+\.[0-9a-f]{16}\.tmp"
 # Everything that a start has written when it is killed before STATUS says RUNNING.
 _START_FILES = {"metadata.json", "default_args.json", "summary.json", "args.json", "stdout", "stderr"}
 
@@ -2168,7 +2176,7 @@ def _is_killed_start(folder):
     except NotADirectoryError:
         reason = "is no folder: take another id, or move it away."
         raise FolderException(folder, reason, errno.ENOTDIR) from None
-    contents = {name for name in names if not _OUR_HIDDEN_FILE.fullmatch(name)}
+    contents = {name for name in names if not re.fullmatch(_OUR_HIDDEN_FILE, name)}
     if not contents:
         return True
     if (
@@ -3128,18 +3136,17 @@ def _load_rows(directory, names, levels):
     for name in names:
         # All for a name that can't be: the error is to name what may have been meant.
         groups.update([g for g in _GROUPS if g.startswith(name) or name.startswith(g)] or _GROUPS)
-    rows: "List[Dict[str, Any]]" = []
-    problems: "Dict[str, List[str]]" = {}
-    for reader in Experiments(experiments_directory=directory):
+    found = []
+    # Not in the order of time, for which all would have to be read before the first is done with.
+    for reader in Experiments(experiments_directory=directory)._readers.values():
         values = {group: getattr(reader, group) for group in _GROUPS[1:] if group in groups}
         if "header" in groups:
             values["header"] = {field: getattr(reader, field) for field in (*_HEADER, "duration")}
-        rows.append(_make_row(values, levels))
-        if reader.problems:
-            problems[reader.expid] = reader.problems
+        found.append((reader.start_time, reader.expid, _make_row(values, levels), reader.problems))
         # The row has it all; with ten thousand readers, memory matters.
         reader.__dict__.clear()
-    return rows, problems
+    found.sort(key=lambda item: item[:2])
+    return [row for _, _, row, _ in found], {name: problems for _, name, _, problems in found if problems}
 
 
 def _find_columns(rows):
@@ -3585,11 +3592,14 @@ def _split_title(column, is_flat):
 
 def _format_column(rows, column, titles):
     """Format a column as texts of one width, its two titles first, numbers with their points aligned."""
-    values = [row.get(column) for row in rows]
-    # Results are measured, arguments are chosen: only the former are rounded.
-    digits = 5 if column.startswith("summary.") else 15
-    texts = [_format_value(value, digits) for value in values]
-    is_numeric = set(map(type, values)) <= {int, float, type(None)} or "".join(texts).isdigit()
+    texts = values = [row.get(column) for row in rows]
+    kinds = set(map(type, values))
+    # Looked at all at once, because ten thousand texts that need nothing are the usual case.
+    if kinds != {str} or not "".join(values).isprintable():
+        # Results are measured, arguments are chosen: only the former are rounded.
+        digits = 5 if column.startswith("summary.") else 15
+        texts = [_format_value(value, digits) for value in values]
+    is_numeric = kinds <= {int, float, type(None)} or "".join(texts).isdigit()
     if is_numeric:
         # Filled up behind the point to one length.
         tails = [len(text.lstrip("-0123456789")) for text in texts]
