@@ -473,10 +473,10 @@ def _take_apart(value):
 
     # Classes are asked and not values, whose __getattr__ may do anything; and no module is imported for them.
     kind = type(value)
-    if isinstance(value, Mapping):
-        return dict(value)
     if isinstance(value, (list, tuple)):
         return list(value)
+    if isinstance(value, Mapping):
+        return dict(value)
     if isinstance(value, SimpleNamespace) or _is_instance(value, "argparse", "Namespace"):
         return vars(value)
     if hasattr(kind, "__dataclass_fields__"):
@@ -543,6 +543,14 @@ def _read_text(path):
         return ""
 
 
+def _read_link(path):
+    """Read a symbolic link of the system; '' if it is not there."""
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
+
+
 def _read_stat(pid):
     """Return state, start and stack of a process, as in proc(5); ("", None, None) without /proc.
 
@@ -592,7 +600,7 @@ def _describe_process():
         # Only its beginning, because machine-id(5) asks not to show it around.
         "machine": _read_text("/etc/machine-id")[:8],
         "boot": _read_text("/proc/sys/kernel/random/boot_id"),
-        "pid-namespace": os.path.basename(os.path.realpath("/proc/self/ns/pid")),
+        "pid-namespace": _read_link("/proc/self/ns/pid"),
         "pid": os.getpid(),
         "process-start": start,
         "process-stack": stack,
@@ -603,7 +611,7 @@ def _describe_process():
 
 def _describe_place():
     """Describe where this process runs, for people: a white list, never the whole environment."""
-    log_file = os.path.realpath("/proc/self/fd/1")
+    log_file = _read_link("/proc/self/fd/1")
     place = {
         "host": _read_host() or None,
         "user": _read_user(),
@@ -695,7 +703,7 @@ def _is_pid_running(process):
     except PermissionError:
         pass  # it is there, and another user's
     # Below `unshare --pid` /proc may still be the outer namespace's, with other processes at the same pids.
-    is_our_proc = os.path.realpath("/proc/self") == f"/proc/{os.getpid()}"
+    is_our_proc = _read_link("/proc/self") == str(os.getpid())
     state, start, stack = _read_stat(pid) if is_our_proc else ("", None, None)
     if not state:
         return True
@@ -868,8 +876,11 @@ _GIT_COMMAND = [
 ]  # fmt: skip
 
 
-def _git(arguments, directory, stdin=b""):
-    """Run a git command in *directory*; return its code, stdout (bytes) and stderr. "git said no" is fine."""
+def _git(arguments, directory, stdin=b"", meanwhile=None):
+    """Run a git command in *directory*; return its code, stdout (bytes) and stderr. "git said no" is fine.
+
+    The function *meanwhile* is called while it runs.
+    """
     import subprocess
     from types import SimpleNamespace
 
@@ -891,13 +902,15 @@ def _git(arguments, directory, stdin=b""):
             "Install git and put it on PATH, or pass --norecord to run without a record."
         ) from error
     with process:
+        if meanwhile is not None:
+            meanwhile()
         stdout, stderr = process.communicate(stdin)
     return SimpleNamespace(code=process.returncode, stdout=stdout, stderr=stderr.decode("utf-8", "replace"))
 
 
-def _ask_git(arguments, directory, stdin=b""):
+def _ask_git(arguments, directory, stdin=b"", meanwhile=None):
     """Run a git command that has no reason to say no; return its stdout."""
-    answer = _git(arguments, directory, stdin)
+    answer = _git(arguments, directory, stdin, meanwhile)
     if answer.code:
         raise _explain_refusal(answer, directory)
     return answer.stdout
@@ -997,13 +1010,23 @@ def _parse_status(output):
     return paths
 
 
-def _read_state(work_tree):
-    """Read HEAD of *work_tree* (its sha and message), and the list of tracked files that differ from it."""
+def _read_state(work_tree, at_once=False):
+    """Read HEAD of *work_tree* (its sha and message), and the list of tracked files that differ from it.
+
+    HEAD first, so that status compares with that commit unless HEAD has moved since; or both *at_once*.
+    """
     from types import SimpleNamespace
 
-    # In this order: unless HEAD has moved since it was read here, status compares with that commit.
-    first, _, raw = _ask_git(["cat-file", "--batch"], work_tree, b"HEAD\n").partition(b"\n")
-    changed = _parse_status(_ask_git(["status", "--porcelain", "-z", "-uno"], work_tree))
+    answers = []
+
+    def read_head():
+        answers.append(_ask_git(["cat-file", "--batch"], work_tree, b"HEAD\n"))
+
+    if not at_once:
+        read_head()
+    status = ["status", "--porcelain", "-z", "-uno"]
+    changed = _parse_status(_ask_git(status, work_tree, meanwhile=read_head if at_once else None))
+    first, _, raw = answers[0].partition(b"\n")
     if b" commit " not in first:
         raise GitException(
             f"{work_tree} has no commit yet.\n"
@@ -1211,7 +1234,7 @@ def _prepare_repository(work_tree, experiments_directory, make_directory):
     while True:
         # Asked before HEAD is read, so that the commit is in HEAD if the line is in the file.
         is_ignored = path is None or _is_ignored(work_tree, path)
-        head, changed = _read_state(work_tree)
+        head, changed = _read_state(work_tree, at_once=is_ignored)
         # HEAD is asked for last: what the next commit brings is no change of the user's.
         if changed == [_IGNORE_FILE] and (_finish_commit(work_tree, head) or _has_moved(work_tree, head)):
             continue
