@@ -273,12 +273,11 @@ def _write_file(path, content):
 
 
 def _remove_file(path):
-    """Remove the file *path*; True if it was there and is gone."""
+    """Remove the file *path* if it is there."""
     try:
         os.unlink(path)
-        return True
     except OSError:
-        return False
+        pass
 
 
 def _write_json(path, value):
