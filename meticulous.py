@@ -297,6 +297,19 @@ def _read_json(path):
     return json.loads(_read_bytes(path).decode("utf-8"))
 
 
+def _load_mapping(path):
+    """Read a JSON object; one that is missing is empty. Raises FolderException if it is something else."""
+    try:
+        value = _read_json(path)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise FolderException(path, f"can't be read ({error}): mend it, or move it away.") from error
+    if not isinstance(value, dict):
+        raise FolderException(path, "holds no JSON object: mend it, or move it away.")
+    return value
+
+
 def _remove_directory(path):
     """Remove a directory if it is empty."""
     try:
@@ -769,6 +782,17 @@ def _owner_path(folder, number):
     return os.path.join(folder, f".owner-{number}")
 
 
+def _get_attempts(metadata):
+    """Give the list of attempts in *metadata*; [] if the package wrote it, which knows of one only."""
+    attempts = metadata.get("attempts")
+    is_list = isinstance(attempts, list) and all(isinstance(attempt, dict) for attempt in attempts)
+    return attempts if is_list else []
+
+
+def _count_attempts(folder):
+    return len(_get_attempts(_load_mapping(os.path.join(folder, "metadata.json"))))
+
+
 def _take_ownership(folder, process):
     """Make *process* the one owner of the experiment in *folder*; returns the number of its attempt.
 
@@ -788,13 +812,6 @@ def _take_ownership(folder, process):
                 return number
             _remove_file(path)
         time.sleep(0.01)
-
-
-def _count_attempts(folder):
-    try:
-        return len(_read_json(os.path.join(folder, "metadata.json"))["attempts"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
 
 
 def _read_owners(folder):
@@ -2165,24 +2182,10 @@ def _read_if_there(path):
         return None
 
 
-def _load_mapping(path):
-    """Read a JSON object; one that is missing is empty. Raises FolderException if it is something else."""
-    try:
-        value = _read_json(path)
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise FolderException(path, f"can't be read ({error}): mend it, or move it away.") from error
-    if not isinstance(value, dict):
-        raise FolderException(path, "holds no JSON object: mend it, or move it away.")
-    return value
-
-
 def _has_run(folder):
     """Say whether the files in *folder* tell more than the start of a first attempt."""
     metadata = _load_mapping(os.path.join(folder, "metadata.json"))
-    attempts = metadata.get("attempts")
-    if metadata and ("end-time" in metadata or not isinstance(attempts, list) or len(attempts) != 1):
+    if metadata and ("end-time" in metadata or len(_get_attempts(metadata)) != 1):
         return True
     start = {"summary.json": b"{}", "stdout": b"", "stderr": b""}
     return any(_read_if_there(os.path.join(folder, name)) not in (None, text) for name, text in start.items())
@@ -2267,11 +2270,9 @@ def _summarize_status(text):
 
 def _list_attempts(folder, metadata):
     """List the attempts that a folder's *metadata* tells of, each with how it ended."""
-    attempts = metadata.get("attempts")
-    if not isinstance(attempts, list) or not all(isinstance(attempt, dict) for attempt in attempts):
-        # Recorded by the package, which knows of one attempt only.
-        attempts = [{key: metadata[key] for key in ("start-time", "end-time", "command") if key in metadata}]
-    if attempts and "ended" not in attempts[-1]:
+    only = {key: metadata[key] for key in ("start-time", "end-time", "command") if key in metadata}
+    attempts = _get_attempts(metadata) or [only]
+    if "ended" not in attempts[-1]:
         status = (_read_if_there(os.path.join(folder, "STATUS")) or b"UNKNOWN").decode("utf-8", "replace")
         attempts[-1]["ended"] = "DEAD" if status == "RUNNING" else _summarize_status(status)
     return attempts
@@ -2969,10 +2970,7 @@ class ExperimentReader:
 
     def _list_attempts(self):
         """List the attempts; that of a record without a list, one by the package, is metadata itself."""
-        attempts = self.metadata.get("attempts")
-        if isinstance(attempts, list) and attempts and all(isinstance(attempt, dict) for attempt in attempts):
-            return attempts
-        return [self.metadata]
+        return _get_attempts(self.metadata) or [self.metadata]
 
 
 # === Experiments ==============================================================

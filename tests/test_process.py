@@ -408,10 +408,18 @@ def test_attempts_are_counted_on(tmp_path):
     assert take(tmp_path) == 3
 
 
-@pytest.mark.parametrize("metadata", ["", "[]", "{}", '{"attempts": null}', "\xff"], ids=repr)
+@pytest.mark.parametrize("metadata", ["{}", '{"attempts": null}', '{"attempts": [1]}'], ids=repr)
 def test_metadata_without_attempts_count_as_none(tmp_path, metadata):
-    (tmp_path / "metadata.json").write_bytes(metadata.encode("latin-1"))
+    (tmp_path / "metadata.json").write_text(metadata)
     assert take(tmp_path) == 1
+
+
+@pytest.mark.parametrize("metadata", ["", "[]", "\xff"], ids=repr)
+def test_a_folder_with_broken_metadata_is_not_taken(tmp_path, metadata):
+    (tmp_path / "metadata.json").write_bytes(metadata.encode("latin-1"))
+    with pytest.raises(meticulous.FolderException, match="metadata.json .*mend it"):
+        take(tmp_path)
+    assert list_names(tmp_path) == ["metadata.json"]
 
 
 def test_living_owner_is_named(tmp_path, start_described):
