@@ -303,7 +303,9 @@ def _load_mapping(path):
         value = _read_json(path)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise FolderException(path, f"can't be read: {_explain(error)}.", error.errno) from error
+    except ValueError as error:
         raise FolderException(path, f"can't be read ({error}): mend it, or move it away.") from error
     if not isinstance(value, dict):
         raise FolderException(path, "holds no JSON object: mend it, or move it away.")

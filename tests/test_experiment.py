@@ -1,5 +1,6 @@
 """A run is on disk, complete, numbered and tied to a commit; bad input gets a clear error and loses nothing."""
 
+import errno
 import json
 import os
 import re
@@ -363,6 +364,23 @@ for thread in threads: thread.join()
         body = "experiment.open('summary.json', 'w').write('{')\nexperiment.summary(a=1)"
         fails(repo, script("", body), "FolderException", str(repo.experiment(1) / "summary.json"))
         assert (repo.experiment(1) / "summary.json").read_text() == "{"
+
+    def test_a_record_that_the_system_does_not_let_read_says_why_with_its_errno(self, repo):
+        folder = repo.experiment("x")
+        assert repo.run(script("experiment_id='x'")).code == 0
+        (folder / "args.json").unlink()
+        (folder / "args.json").mkdir()
+        result = repo.run(
+            """
+            import meticulous
+            try:
+                meticulous.Experiment(experiment_id="x")
+            except OSError as error:
+                print(error.errno, error)
+            """
+        )
+        words = f"{errno.EISDIR} {folder / 'args.json'} can't be read: Is a directory.\n"
+        assert result.stdout == words, result
 
 
 class TestBadInput:
