@@ -2536,15 +2536,12 @@ class Experiment:
         given.update(_check_mapping("summary", values))
         path = os.path.join(self.curexpdir, "summary.json")
         with self._lock:
+            summary = {**_load_mapping(path), **given}
             try:
                 if not self._ended:
                     self._attempt.check_owned()
-                summary = _load_mapping(path)
-                summary.update(given)
                 _write_json(path, summary)
             except OSError as error:
-                if isinstance(error, MeticulousException):
-                    raise
                 raise FolderException(path, f"can't be written: {_explain(error)}.", error.errno) from error
 
     def open(self, file: "Any", mode: str = "r", *args: "Any", **kwargs: "Any") -> "IO[Any]":
