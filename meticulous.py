@@ -2232,13 +2232,6 @@ def _discard_start(folder):
         _remove_file(os.path.join(folder, name))
 
 
-def _is_same(recorded, current):
-    import json
-
-    # As text too, because NaN differs from itself.
-    return recorded == current or json.dumps(recorded, sort_keys=True) == json.dumps(current, sort_keys=True)
-
-
 def _find_differences(recorded, current):
     """Say in words how two dicts of plain JSON differ."""
     import json
@@ -2247,8 +2240,8 @@ def _find_differences(recorded, current):
     differences = []
     for name in sorted(recorded.keys() | current.keys()):
         was, now = (repr(args[name]) if name in args else "not there" for args in (recorded, current))
-        is_in_both = name in recorded and name in current
-        if not is_in_both or not _is_same(recorded[name], current[name]):
+        # By their texts too, because NaN differs from itself.
+        if was != now and ("not there" in (was, now) or recorded[name] != current[name]):
             differences.append(f"{name!r} was {was}, now {now}")
     return differences
 
