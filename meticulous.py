@@ -2094,14 +2094,8 @@ def _take_hooks_away():
         hooks.close()
 
 
-def _forget_parent():
-    """In a forked child: leave the parent's experiments alone, and end as if there were none."""
-    del _watched[:]
-    _take_hooks_away()
-
-
 def _watch_forks():
-    """Have every forked child forget its parent before anything else runs there."""
+    """Have every forked child forget its parent's experiments before anything else runs there."""
     import signal
     from threading import get_ident
 
@@ -2117,7 +2111,8 @@ def _watch_forks():
             signal.pthread_sigmask(signal.SIG_SETMASK, masks.pop(get_ident()))
 
     def forget_parent():
-        _forget_parent()
+        del _watched[:]
+        _take_hooks_away()
         unblock_signals()
 
     _register_at_fork(block_signals, unblock_signals, forget_parent)
