@@ -2339,7 +2339,7 @@ class _Attempt:
         """Set the metadata of this attempt, after what the folder tells of earlier ones."""
         old = {} if self.is_new else _load_mapping(os.path.join(self.folder, "metadata.json"))
         attempts = [] if self.is_new else _list_attempts(self.folder, old)
-        now, command = _local_time(), list(getattr(sys, "argv", []))
+        now, command = _local_time(), _to_json(getattr(sys, "argv", []))
         self.metadata = {
             **{key: value for key, value in old.items() if key != "end-time"},
             "githead-sha": head.sha,

@@ -116,6 +116,10 @@ class TestRecord:
         assert load(repo.experiment(1), "args") == {}
         assert load(repo.experiment(1), "default_args") == {}
 
+    def test_a_command_that_json_has_no_form_for(self, repo):
+        result = repo.run("import pathlib, sys\nsys.argv = [pathlib.Path('train.py'), 3]\n" + script())
+        assert (result.code, load(repo.experiment(1), "metadata")["command"]) == (0, ["train.py", 3]), result
+
     def test_a_namespace_and_no_defaults(self, repo):
         repo.run("import argparse\n" + script("argparse.Namespace(lr=1), None"))
         assert load(repo.experiment(1), "args") == {"lr": 1}
