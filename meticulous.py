@@ -239,14 +239,19 @@ def _unique_name():
     return os.urandom(8).hex()
 
 
-def _warn(text):
-    """Say one line on stderr."""
+def _say(text):
+    """Write *text* to stderr, if that works."""
     try:
-        sys.stderr.write(f"meticulous: {text}\n")
+        sys.stderr.write(text)
         sys.stderr.flush()
     except Exception:
         # stderr may be None, closed, full or somebody's broken stand-in: no reason to disturb the program.
         pass
+
+
+def _warn(text):
+    """Say one line on stderr."""
+    _say(f"meticulous: {text}\n")
 
 
 def _explain(error):
@@ -2398,15 +2403,6 @@ def _is_other_rank():
     return True
 
 
-def _show_exception(exc_type, exc, tb):
-    import traceback
-
-    try:
-        traceback.print_exception(exc_type, exc, tb)
-    except Exception:
-        pass  # stderr is full or closed, which is no reason to stop a loop over experiments
-
-
 class Experiment:
     """A run that is being recorded in a folder of its own.
 
@@ -2509,7 +2505,9 @@ class Experiment:
         # Up to Python 3.7 a CancelledError is an Exception.
         passes = not isinstance(exc, Exception) or _is_instance(exc, "asyncio", "CancelledError")
         if not passes:
-            _show_exception(exc_type, exc, tb)
+            import traceback
+
+            _say("".join(traceback.format_exception(exc_type, exc, tb)))
         self._end(_exception_text(exc_type, exc, tb))
         return not passes
 

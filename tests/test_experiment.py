@@ -242,6 +242,11 @@ class TestNorecord:
         assert (result.code, result.stdout) == (0, "on\n")
         assert result.stderr.count("ZeroDivisionError") == 1
 
+    def test_an_exception_in_the_block_is_not_shown_on_stdout_where_there_is_no_stderr(self, repo):
+        body = "import sys\nsys.stderr = None\nwith experiment: 1 / 0\nprint('on')"
+        result = repo.run(script("norecord=True", body))
+        assert (result.code, result.stdout) == (0, "on\n")
+
 
 class TestBlock:
     def run(self, repo, line):
