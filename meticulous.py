@@ -1591,6 +1591,7 @@ def _to_bytes(parts):
 #                         -> _Recorder.pending -> when a line ends -> _OutputFile of each experiment
 
 _recorders: "List[Any]" = []  # one for each file of an experiment that runs
+_latest_tees: "Dict[str, Any]" = {}  # weak references, by the names in sys
 
 
 class _Tee:
@@ -1678,12 +1679,18 @@ class _Capture:
 
 def _start_recording(name, file):
     """Have what is written to sys.stdout or sys.stderr recorded in *file*; returns the tee that does it."""
-    tee = getattr(sys, name)
-    if tee is None:  # pythonw, a daemon
+    from _weakref import ref  # weakref itself, which has it from there, would make a start slower
+
+    tee = stream = getattr(sys, name)
+    if stream is None:  # pythonw, a daemon
         return None
-    if type(tee) is not _Tee:
-        recorder = _Recorder()
-        tee = _Tee(tee, recorder, recorder.wrap_write)
+    if type(stream) is not _Tee:
+        # That of an earlier experiment again: a logging handler that was made then still writes to it.
+        tee = _latest_tees[name]() if name in _latest_tees else None
+        if tee is None or tee._stream is not stream:
+            recorder = _Recorder()
+            tee = _Tee(stream, recorder, recorder.wrap_write)
+            _latest_tees[name] = ref(tee)
         setattr(sys, name, tee)
     tee._recorder.flush()
     tee._recorder.files.append(file)

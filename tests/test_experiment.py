@@ -184,6 +184,24 @@ class TestRecord:
         assert outputs == [list("abc"), ["b"], ["e"]]
         assert [(repo.experiment(number) / "STATUS").read_text() for number in (1, 2, 3)] == ["SUCCESS"] * 3
 
+    def test_a_logging_handler_made_in_one_experiment_is_recorded_by_the_next(self, repo):
+        body = """
+            import logging, sys
+            logging.basicConfig(format="%(message)s")
+            logging.warning("first")
+            experiment.finish()
+            logging.warning("between")
+            second = Experiment()
+            logging.warning("second")
+            print("as ever", file=sys.stderr)
+            second.finish()
+            assert sys.stderr is sys.__stderr__
+        """
+        result = repo.run(script() + body.replace(" " * 12, ""))
+        assert result.code == 0 and result.stderr.endswith("first\nbetween\nsecond\nas ever\n"), result
+        outputs = [(repo.experiment(number) / "stderr").read_text() for number in (1, 2)]
+        assert outputs == ["first\n", "second\nas ever\n"]
+
     def test_one_hundred_in_a_loop(self, repo):
         source = "from meticulous import Experiment\nfor n in range(100):\n    with Experiment({'n': n}): print(n)\n"
         assert repo.run(source).code == 0
