@@ -2531,7 +2531,7 @@ class Experiment:
         with self._lock:
             summary = {**_load_mapping(path), **given}
             try:
-                if not self._ended:
+                if self._is_open():
                     self._attempt.check_owned()
                 _write_json(path, summary)
             except OSError as error:
@@ -2591,9 +2591,13 @@ class Experiment:
             undo.pop_all()
         os.environ[_FOLDER_VARIABLE] = self.curexpdir
 
+    def _is_open(self):
+        """Say whether this process records the experiment: a forked child, which may outlive it, does not."""
+        return not self._ended and os.getpid() == self._attempt.process["pid"]
+
     def _end(self, status):
         """Write how the run ended: once, only in the process that began it, and without ever raising."""
-        if self._ended or os.getpid() != self._attempt.process["pid"]:
+        if not self._is_open():
             return
         problem = None
         with _SignalHold():

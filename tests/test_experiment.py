@@ -720,6 +720,23 @@ print((experiment.open("STATUS").read()), flush=True)
         assert result.stdout == "RUNNING\n", result
         assert (repo.experiment(1) / "STATUS").read_text() == "SUCCESS"
 
+    def test_a_forked_child_adds_to_the_summary_after_its_parent_has_ended(self, repo):
+        body = """
+import os
+reading, writing = os.pipe()
+if os.fork() == 0:
+    os.close(writing)
+    os.read(reading, 1)
+    experiment.summary(loss=1)
+    os._exit(0)
+experiment.finish()
+os.close(writing)
+os.wait()
+"""
+        result = repo.run(script("", body), options=["-W", "ignore"])
+        assert (result.code, "Traceback" in result.stderr) == (0, False), result
+        assert load(repo.experiment(1), "summary") == {"loss": 1}
+
 
 class TestFaults:
     @pytest.fixture
