@@ -2211,13 +2211,8 @@ def _is_killed_start(folder):
         reason = "is no folder: take another id, or move it away."
         raise FolderException(folder, reason, errno.ENOTDIR) from None
     contents = {name for name in names if not re.fullmatch(_OUR_HIDDEN_FILE, name)}
-    if not contents:
-        return True
-    if (
-        contents <= _START_FILES
-        and any(name.startswith(".owner-") for name in names)
-        and not _has_run(folder)
-    ):
+    is_owned = any(name.startswith(".owner-") for name in names)
+    if not contents or (contents <= _START_FILES and is_owned and not _has_run(folder)):
         return True
     if "args.json" not in contents:
         raise FolderException(folder, "has files but no args.json: take another id, or move it away.")
