@@ -2787,6 +2787,10 @@ class _Shared:
         # Half again as fast as json.loads(), which looks for options, UTF-16 and white space first.
         self.parse = JSONDecoder().raw_decode
 
+    def __reduce__(self):
+        # For copies of readers, and other processes; a JSON parser can't be pickled.
+        return _Shared, ()
+
 
 class ExperimentReader:
     """A recorded experiment.
@@ -2802,10 +2806,6 @@ class ExperimentReader:
 
     def __repr__(self) -> str:
         return self.curexpdir
-
-    def __getstate__(self) -> "Dict[str, Any]":
-        # For copies, and other processes; a JSON parser can't be pickled.
-        return {name: value for name, value in self.__dict__.items() if name != "_shared"}
 
     @_lazy
     def args(self) -> "Dict[str, Any]":
