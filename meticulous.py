@@ -3138,6 +3138,15 @@ def _list_problems(readers):
 _COMPARED = r"args\.|summary\.|metadata\.githead|header\.(status|duration)"
 
 
+def _read_row(reader, groups=_GROUPS, levels=0):
+    """Make the row of an experiment, with its duration; no file is opened for other *groups*."""
+    values = {}
+    if "header" in groups:
+        values["header"] = {field: getattr(reader, field) for field in (*_HEADER, "duration")}
+    values.update((group, getattr(reader, group)) for group in _GROUPS[1:] if group in groups)
+    return _make_row(values, levels)
+
+
 def _load_rows(directory, names, levels):
     """Read the rows of a directory by start time, and what could not be read, by experiment.
 
@@ -3150,10 +3159,8 @@ def _load_rows(directory, names, levels):
     found = []
     # Not in the order of time, for which all would have to be read before the first is done with.
     for reader in Experiments(experiments_directory=directory)._readers.values():
-        values = {group: getattr(reader, group) for group in _GROUPS[1:] if group in groups}
-        if "header" in groups:
-            values["header"] = {field: getattr(reader, field) for field in (*_HEADER, "duration")}
-        found.append((reader.start_time, reader.expid, _make_row(values, levels), reader.problems))
+        row = _read_row(reader, groups, levels)
+        found.append((reader.start_time, reader.expid, row, reader.problems))
         # The row has it all; with ten thousand readers, memory matters.
         reader.__dict__.clear()
     found.sort(key=lambda item: item[:2])
@@ -3986,7 +3993,7 @@ def _make_parser(name, epilog):
 
 
 def _read_named(name, words, *ids):
-    """Parse the options of a command on single experiments; returns them, and readers and rows of *ids*."""
+    """Parse the options of a command on single experiments; returns them, and the readers of *ids*."""
     parser = _make_parser(name, "An ID may be shortened as long as it is unambiguous; -1 is the latest.")
     parser.add_argument("--experiments-directory", metavar="DIR", help="where the experiments are")
     if name == "show":
@@ -3996,9 +4003,7 @@ def _read_named(name, words, *ids):
     options = parser.parse_args(words)
     directory = options.experiments_directory or _find_directory(options.project_directory)
     job = getattr(options, "job", None)
-    readers = [_read_one(directory, getattr(options, metavar), job) for metavar in ids]
-    rows = [{**_make_row(reader.df_vars(), 0), "header.duration": reader.duration} for reader in readers]
-    return options, readers, rows
+    return options, [_read_one(directory, getattr(options, metavar), job) for metavar in ids]
 
 
 def _read_one(directory, text, job):
@@ -4016,7 +4021,7 @@ def _read_one(directory, text, job):
 
 
 def _path(words):
-    options, (reader,), _ = _read_named("path", words, "ID")
+    options, (reader,) = _read_named("path", words, "ID")
     path = os.path.abspath(reader.curexpdir)
     row = {"header.expid": reader.expid, "path": path}
     _print([_format_json([row], row) if options.json else path])
@@ -4024,7 +4029,8 @@ def _path(words):
 
 
 def _show(words):
-    options, (reader,), (row,) = _read_named("show", words, "ID")
+    options, (reader,) = _read_named("show", words, "ID")
+    row = _read_row(reader)
     texts = {"status": (reader._read("STATUS") or b"").decode("utf-8", "replace").rstrip().split("\n")}
     for name in ("stdout", "stderr"):
         texts[name] = _read_tail(os.path.join(reader.curexpdir, name), _TAIL_LINES)
@@ -4036,7 +4042,8 @@ def _show(words):
 
 
 def _diff(words):
-    options, readers, rows = _read_named("diff", words, "A", "B")
+    options, readers = _read_named("diff", words, "A", "B")
+    rows = [_read_row(reader) for reader in readers]
     differences, stat = _list_differences(rows), _diff_commits(readers)
     if options.json:
         more = {"differences": differences, "stat": stat, "problems": _list_problems(readers)}

@@ -376,6 +376,19 @@ def test_path_json(run, directory):
     }
 
 
+def test_the_path_of_a_run_is_told_without_asking_slurm_for_it(directory, tmp_path):
+    attempt = {"host": "elsewhere", "slurmd-nodename": "n1", "slurm-job-id": 40}
+    attempt["slurm-job-uid"] = os.getuid()
+    write_experiment(directory, "20", status="RUNNING", attempts=[attempt])
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho asked >>{tmp_path}/log\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    environment = {**os.environ, "PATH": os.pathsep.join([str(tmp_path), os.environ["PATH"]])}
+    for command, asked in (("path", False), ("show", True)):
+        words = [command, "20", "--experiments-directory", str(directory)]
+        subprocess.run(COMMAND + words, env=environment, stdout=subprocess.PIPE, check=True)
+        assert (tmp_path / "log").exists() is asked
+
+
 def test_commands_win_over_a_folder_of_the_same_name(run, directory):
     directory.rename(directory.parent / "show")
     assert run("show", "1")[0] == 2
