@@ -4008,11 +4008,11 @@ def _read_named(name, words, *ids):
 
 def _read_one(directory, text, job):
     """Find the one experiment that an ID or a job means."""
-    if (text is None) == (job is None):
+    if bool(text) == bool(job):  # an empty one is an unset variable of a shell
         raise QueryException("Name one experiment, by its ID or by --job.")
-    names = _find_experiment(directory, text) if job is None else _find_job(directory, job)
+    names = _find_experiment(directory, text) if text else _find_job(directory, job)
     if not names:
-        what = repr(text) if job is None else f"of job {job}"
+        what = repr(text) if text else f"of job {job}"
         raise _NothingFound(f"There is no experiment {what} in {directory}.")
     if len(names) > 1:
         shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
