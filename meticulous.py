@@ -3326,8 +3326,9 @@ def _diff_commits(readers):
         return "The commits are not known."
     if shas[0] == shas[1]:
         return f"Both on commit {shas[0][:7]}."
+    directory = os.path.dirname(os.path.abspath(readers[0].curexpdir))
     try:
-        answer = _git(["diff", "--stat", *shas, "--"], os.path.dirname(os.path.abspath(readers[0].curexpdir)))
+        answer = _git(["diff", "--stat", "--no-color", *shas, "--"], directory)
     except GitException as error:
         return str(error)
     text = answer.stdout.decode("utf-8", "replace") if answer.code == 0 else answer.stderr

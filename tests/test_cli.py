@@ -406,6 +406,7 @@ def test_diff_of_real_commits(repo, capsys, monkeypatch):
     assert repo.run(source % 4, "0.5").code == 0
     assert repo.run(source % 3, "0.25").code == 0
     monkeypatch.chdir(repo.path)
+    repo.git("config", "color.ui", "always")
     assert meticulous.main(["diff", "1", "2"]) == 0
     out = capsys.readouterr().out
     lines = [line.split() for line in out.split("\n")]
