@@ -2871,7 +2871,7 @@ class ExperimentReader:
 
     def refresh_status(self) -> None:
         """Forget STATUS, and metadata.json with it."""
-        for name in ("status", "status_message", "_outcome", "metadata"):
+        for name in ("status", "status_message", "_outcome", "metadata", "duration"):
             self.__dict__.pop(name, None)
 
     def refresh_summary(self) -> None:

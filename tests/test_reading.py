@@ -115,6 +115,16 @@ def test_refresh_reads_again(directory):
     assert (reader.status, reader.status_message, reader.summary) == ("ERROR", "why", {"loss": 0.25})
 
 
+def test_refresh_status_counts_the_time_again(directory):
+    folder = write_experiment(directory, 1, status="RUNNING", ours=False)
+    reader = ExperimentReader(folder)
+    assert reader.duration > 63 * 60 + 3
+    metadata = dict(reader.metadata, **{"end-time": END})
+    write_json(folder / "metadata.json", metadata)
+    reader.refresh_status()
+    assert reader.duration == 62 * 60 + 3
+
+
 def test_attributes_can_be_set(directory):
     reader = ExperimentReader(write_experiment(directory, 1))
     reader.args = {"lr": 3}
