@@ -3952,8 +3952,9 @@ def _run(words):
     if not command:
         parser.error("name a command, behind --")
     if which(command[0]) is None:
-        _warn(f"{command[0]} can't be found: is it on PATH?")
-        return 127
+        is_there = os.path.dirname(command[0]) and os.path.exists(command[0])
+        _warn(f"{command[0]} " + ("is not executable." if is_there else "can't be found: is it on PATH?"))
+        return 126 if is_there else 127
     return _record_command(command, own)
 
 

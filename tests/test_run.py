@@ -187,10 +187,14 @@ def test_a_large_output(repo, run):
     assert (repo.experiment(1) / "stdout").stat().st_size == 800 * 65536
 
 
-def test_a_command_that_is_not_there_makes_no_folder(repo, run):
-    result = run("no-such-command")
-    assert result.code == 127
-    assert "no-such-command" in result.stderr
+@pytest.mark.parametrize(
+    "command, code",
+    [("no-such-command", 127), ("./missing", 127), ("./README", 126), ("/", 126), ("README", 127)],
+)
+def test_a_command_that_is_not_there_makes_no_folder(repo, run, command, code):
+    result = run(command)
+    assert result.code == code
+    assert result.stderr.startswith(f"meticulous: {command} ")
     assert not (repo.path / "experiments").exists()
 
 
