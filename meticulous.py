@@ -3906,6 +3906,7 @@ def _describe_usage(usage, wall_s):
 
 def _record_command(command, own):
     """Run *command* as an experiment, *own* being Experiment's arguments; returns the exit code."""
+    import signal
     from subprocess import PIPE, Popen
 
     process_ids: "List[int]" = []
@@ -3915,6 +3916,9 @@ def _record_command(command, own):
     start = time.monotonic()
     try:
         if experiment._attempt is None:
+            # What Python ignores, the program that it becomes would ignore too.
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
             os.execvp(command[0], command)
         process = Popen(command, stdout=PIPE, stderr=PIPE, bufsize=0)
     except OSError as error:

@@ -223,3 +223,11 @@ def test_norecord_runs_the_command_alone(repo, run):
     result = run(*shell("echo a; exit 3"), options=["--norecord"])
     assert (result.code, result.stdout) == (3, "a\n")
     assert not (repo.path / "experiments").exists()
+
+
+def test_norecord_ends_at_a_broken_pipe_as_without_us(start):
+    process = start("yes", options=["--norecord"])
+    assert process.stdout.readline() == b"y\n"
+    process.stdout.close()
+    process.stdout = None
+    assert process.wait(60) == -signal.SIGPIPE
