@@ -3763,6 +3763,7 @@ def _format_group(row, group, title=""):
 # Record any command: its stdout and stderr are pipes, with this process in the middle.
 
 _CHUNK = 1 << 16
+_LARGEST_PIPE = 1 << 20
 _FORWARDED = ("SIGTERM", "SIGHUP", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGUSR2")
 
 
@@ -3871,13 +3872,15 @@ def _wait_for_command(process, pump):
             break
         while pump.pass_on() != "signal":
             pass
-    while pump.is_open() and pump.pass_on(timeout_s=0):
-        pass
     return status, usage
 
 
 def _serve_daemons(pump):
     """Go on passing output on in a process of its own, while daemons of the command hold the pipes open."""
+    # First what the command has left in the pipes, and no more: a daemon may never stop writing.
+    for _ in range(_LARGEST_PIPE // _CHUNK):
+        if not (pump.is_open() and pump.pass_on(timeout_s=0)):
+            break
     if not pump.is_open() or os.fork():
         return
     try:

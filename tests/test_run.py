@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 
 import pytest
 from conftest import PROJECT
@@ -231,3 +232,15 @@ def test_norecord_ends_at_a_broken_pipe_as_without_us(start):
     process.stdout.close()
     process.stdout = None
     assert process.wait(60) == -signal.SIGPIPE
+
+
+def test_a_daemon_that_never_stops_writing_does_not_hang_us(repo, start):
+    process = start(*shell("yes & echo $! >pid; sleep 0.2"))
+    give_up = time.monotonic() + 10
+    # Slower than it writes, so that there is always more to pass on.
+    while process.poll() is None and time.monotonic() < give_up:
+        os.read(process.stdout.fileno(), 1 << 16)
+        time.sleep(0.005)
+    os.kill(int((repo.path / "pid").read_text()), signal.SIGKILL)
+    assert process.returncode == 0
+    assert status(repo) == "SUCCESS"
