@@ -3262,6 +3262,8 @@ def _sort_rows(rows, columns, descending):
 
 
 def _sort_key(value):
+    if isinstance(value, str) and value.isdecimal():
+        return 0, float(value), value  # as it is shown, like a number: most ids are such texts
     return (0, value, "") if isinstance(value, (int, float)) else (1, 0, str(value))
 
 

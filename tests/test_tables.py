@@ -210,6 +210,15 @@ def test_rows_without_a_value_are_sorted_last(descending):
     assert found == ([2, 5, 4, 0, 6, 1, 3] if descending else [6, 0, 4, 5, 2, 1, 3])
 
 
+@pytest.mark.parametrize("descending", [True, False])
+def test_ids_of_digits_are_sorted_as_numbers(descending):
+    ids = ["abc", "10", "2", "x1", "9" * 400, "20260304050607000009", "20260304050607000008", "1"]
+    rows = [{"header.expid": expid} for expid in ids]
+    found = [row["header.expid"] for row in meticulous._sort_rows(rows, ["header.expid"], descending)]
+    expected = ["1", "2", "10", "20260304050607000008", "20260304050607000009", "9" * 400, "abc", "x1"]
+    assert found == (expected[::-1] if descending else expected)
+
+
 def test_the_first_column_to_sort_by_counts_most():
     rows = [{"a": a, "b": b} for a, b in [(1, 1), (2, 1), (1, 2), (2, 2)]]
     found = [(row["a"], row["b"]) for row in meticulous._sort_rows(rows, ["a", "b"], True)]
