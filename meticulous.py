@@ -3366,7 +3366,9 @@ def _filter_rows(rows, columns, text):
         matches = _Filter(rows, columns).compile(text)
         return [row for row in rows if _truth(matches(row))]
     except QueryException as error:
-        raise QueryException(f"The filter {_cut(text, 60)!r}: {error}") from None
+        odd = [f"`{c}`" for c in columns if c in text and f"`{c}`" not in text and re.search(r"[^\w.]", c)]
+        hint = f" In backticks it is one name: {odd[0]}." if odd else ""
+        raise QueryException(f"The filter {_cut(text, 60)!r}: {error}{hint}") from None
     except RecursionError:
         raise QueryException(f"The filter {_cut(text, 60)!r} is too deep.") from None
 
@@ -3474,7 +3476,9 @@ class _Filter:
         kinds = {_type(row.get(column)) for row in self.rows} - {"nothing"}
         for constant in constants if isinstance(constants, (list, tuple)) else [constants]:
             if kinds and constant is not None and not kinds & {_type(constant), "list"}:
-                raise QueryException(f"{column} is a {min(kinds)}, and {constant!r} a {_type(constant)}.")
+                problem = f"{column} is a {min(kinds)}, and {constant!r} a {_type(constant)}"
+                hint = f": write '{constant}'" if kinds == {"text"} and _is_number(constant) else ""
+                raise QueryException(f"{problem}{hint}.")
 
 
 def _type(value):

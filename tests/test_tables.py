@@ -137,6 +137,11 @@ def test_filter(text, ids):
         ("\0", "can't be parsed"),
         ("args.lr < 1; import os", "can't be parsed"),
         ("args.\N{GREEK SMALL LETTER LAMDA} > 1", "no column"),
+        ("header.expid == 1", "is a text, and 1 a number: write '1'.$"),
+        ("args.name in [1]", "is a text, and 1 a number: write '1'.$"),
+        ("args.lr == '1'", "is a number, and '1' a text.$"),
+        ("args.a-b == 6", "In backticks it is one name: `args.a-b`.$"),
+        ("`args.a-b` == 'x'", "is a number, and 'x' a text.$"),
         ("1 <" * 2000 + "1", "longer than 4000"),
     ],
 )
