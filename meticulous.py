@@ -3683,18 +3683,8 @@ def _format_table(rows, columns, width=None, is_flat=False, colors=False, messag
         lines = [re.sub(rf"(?<= )({words})(?= |$)", _color_status, line, count=1) for line in lines]
     omitted = [_show_controls(column) for column in columns if column not in shown]
     if omitted:
-        lines.append(_describe_omitted(omitted, width))
+        lines.append(_cut(f"Not shown, for want of width ({len(omitted)}): {', '.join(omitted)}", width))
     return lines if lines[0] else lines[1:]
-
-
-def _describe_omitted(names, width):
-    """Say which columns are not shown, with no more of their names than fit."""
-    for count in range(min(4, len(names)), 0, -1):
-        more = f" and {len(names) - count} more" if len(names) > count else ""
-        line = f"Not shown, for want of width: {', '.join(names[:count])}{more}."
-        if _width(line) <= width:
-            return line
-    return _cut(f"Not shown: {len(names)} columns.", width)
 
 
 def _color_status(match):
