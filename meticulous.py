@@ -3391,10 +3391,8 @@ class _Filter:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 tree = ast.parse(source, mode="eval")
-        except SyntaxError:
+        except (SyntaxError, ValueError, MemoryError):
             raise QueryException("it can't be parsed; odd names go in backticks: `args.a-b`.") from None
-        except (ValueError, MemoryError):
-            raise QueryException("it can't be parsed: too deep, or too long a number.") from None
         return self._compile(tree.body)
 
     def _replace_word(self, match):
@@ -3865,10 +3863,9 @@ def _wait_for_command(process, pump):
         ended, status, usage = os.wait4(process.pid, os.WNOHANG)
         if ended:
             process.returncode = status  # Popen must not wait again
-            break
+            return status, usage
         while pump.pass_on() != "signal":
             pass
-    return status, usage
 
 
 def _serve_daemons(pump):
