@@ -3775,6 +3775,8 @@ def _parse_command(words):
 
 
 def _parse_number(text):
+    if "_" in text:
+        return text  # a date, 2026_03, would be the number 202603
     for kind in (int, float):
         try:
             return kind(text)
