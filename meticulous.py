@@ -2801,7 +2801,7 @@ class ExperimentReader:
 
     def __init__(self, curexpdir: "Union[str, os.PathLike[str]]") -> None:
         self.curexpdir: str = os.fspath(curexpdir).rstrip("/") or "/"
-        self.expid: str = self.curexpdir.rpartition("/")[2]
+        self.expid: str = os.path.basename(self.curexpdir)
         self.problems: "List[str]" = []
 
     def __repr__(self) -> str:

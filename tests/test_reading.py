@@ -2,6 +2,7 @@
 
 import copy
 import json
+import ntpath
 import os
 import pickle
 import shutil
@@ -101,6 +102,13 @@ def test_files_are_opened_relative_to_the_folder(directory):
     with reader.open("notes.txt", "w", encoding="utf-8") as file:
         file.write("é")
     assert (directory / "1" / "notes.txt").read_bytes() == "é".encode()
+
+
+def test_the_id_is_the_last_part_of_the_path_on_windows_too(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "path", ntpath)
+        found = [ExperimentReader(path).expid for path in ("experiments\\7", "C:\\net/experiments/7/")]
+    assert found == ["7", "7"]
 
 
 def test_refresh_reads_again(directory):
