@@ -3818,12 +3818,17 @@ class _Pump:
         return came
 
     def _pass_chunk(self, source, name, target):
+        import select
+
         data = source.read(_CHUNK)
         self._capture.record(name, data)
         try:
             view = memoryview(data)
             while view:
-                view = view[os.write(target, view) :]
+                try:
+                    view = view[os.write(target, view) :]
+                except BlockingIOError:  # another program has set our terminal so, for itself
+                    select.select([], [target], [])
         except OSError:
             data = b""  # nobody reads our output any more: the command is to notice, as it would without us
         if not data:

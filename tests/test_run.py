@@ -176,6 +176,18 @@ def test_a_reader_that_has_seen_enough(repo, start):
     assert process.wait(60) in (7, 128 + signal.SIGPIPE)
 
 
+def test_a_stdout_that_does_not_block_gets_all(repo, start):
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    process = start(*shell("head -c 1000000 /dev/zero"), stdout=writer)
+    os.close(writer)
+    with open(reader, "rb") as file:
+        time.sleep(0.5)  # until it is full
+        assert len(file.read()) == 1000000
+    assert process.wait(60) == 0
+    assert status(repo) == "SUCCESS"
+
+
 def test_progress_bars_are_folded(repo, run):
     result = run(sys.executable, "-c", "for n in range(10000): print('\\r%d %%' % n, end='')\nprint()")
     assert len(result.stdout) > 50000
