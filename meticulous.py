@@ -3040,8 +3040,7 @@ class Experiments:
         reader: "Any" = ExperimentReader,
     ) -> None:
         self.project_directory = project_directory
-        default = os.path.join(project_directory, "experiments")
-        self.experiments_directory: str = experiments_directory or default
+        self.experiments_directory = experiments_directory or os.path.join(project_directory, "experiments")
         self.reader = reader
         self.refresh_experiments()
 
@@ -3843,13 +3842,11 @@ def _forward_signals(process_ids):
     early: "List[int]" = []
 
     def forward(signum, frame):
-        # Ctrl-C at a terminal reaches the command by itself: it would get it twice.
-        is_by_terminal = signum in (signal.SIGINT, signal.SIGQUIT) and _is_in_foreground()
         if not process_ids:
             early.append(signum)
-        for process_id in process_ids:
-            if not is_by_terminal:
-                os.kill(process_id, signum)
+        # Ctrl-C at a terminal reaches the command by itself: it would get it twice.
+        elif signum not in (signal.SIGINT, signal.SIGQUIT) or not _is_in_foreground():
+            os.kill(process_ids[0], signum)
 
     for signum in [getattr(signal, name) for name in _FORWARDED]:
         if signal.getsignal(signum) is not signal.SIG_IGN:
