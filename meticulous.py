@@ -3855,10 +3855,12 @@ def _forward_signals(process_ids):
 
 
 def _is_in_foreground():
-    try:
-        return os.tcgetpgrp(0) == os.getpgrp()
-    except OSError:
-        return False
+    for descriptor in (0, 1, 2):
+        try:
+            return os.tcgetpgrp(descriptor) == os.getpgrp()
+        except OSError:
+            pass  # not a terminal, or not ours
+    return False
 
 
 def _wait_for_command(process, pump):

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 
@@ -132,6 +133,34 @@ def test_signals_are_handed_on(repo, start, name):
     result = process.result()
     assert (result.code, result.stdout) == (5, "got\n")
     assert status(repo) == "ERROR\nexit code 5"
+
+
+@pytest.mark.parametrize("redirection", ["", "</dev/null", "2>/dev/null"])
+def test_ctrl_c_reaches_the_command_once(repo, tmp_path, redirection):
+    repo.write("meticulous.py", (PROJECT / "meticulous.py").read_bytes())
+    repo.commit("Vendor", "meticulous.py")
+    # A byte in the pipe for each signal, though Python may call its handler once for two.
+    count = """
+import os, signal, time
+reader, writer = os.pipe()
+os.set_blocking(writer, False)
+signal.set_wakeup_fd(writer)
+signal.signal(signal.SIGINT, lambda *_: None)
+print("up", flush=True)
+time.sleep(0.5)
+print("got", os.read(reader, 100))
+"""
+    (tmp_path / "count.py").write_text(count)
+    line = f"exec {sys.executable} meticulous.py run -- {sys.executable} {tmp_path}/count.py {redirection}"
+    terminal = [sys.executable, "-c", "import pty, sys; pty.spawn(['sh', '-c', sys.argv[1]])", line]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        terminal, cwd=str(repo.path), env=repo.environment(None), stdin=pipe, stdout=pipe, bufsize=0
+    ) as process:
+        while b"up" not in process.stdout.readline():
+            pass
+        process.stdin.write(b"\x03")
+        assert b"got b'\\x02'" in process.stdout.read()
 
 
 def test_a_signal_that_comes_before_the_command_runs_is_handed_on(repo, start, tmp_path):
