@@ -2052,22 +2052,23 @@ def _set_stacks(folder, undo):
     path = os.path.join(folder, _STACKS_FILE)
     _remove_file(path)
     try:
-        file = open(path, "ab")  # noqa: SIM115
+        descriptor = os.open(path, _APPEND | os.O_CREAT, 0o666)
     except OSError:
         return
     # After signal.signal(): each replaces the handler of C, but only faulthandler calls the one before it.
-    faulthandler.register(signal.SIGTERM, file=file, all_threads=all_threads, chain=True)
-    undo.callback(_remove_stacks, file, os.getpid())
+    faulthandler.register(signal.SIGTERM, file=descriptor, all_threads=all_threads, chain=True)
+    undo.callback(_remove_stacks, path, descriptor, _identify(descriptor), os.getpid())
 
 
-def _remove_stacks(file, process_id):
+def _remove_stacks(path, descriptor, identity, process_id):
     import faulthandler
     import signal
 
     faulthandler.unregister(signal.SIGTERM)
-    file.close()
+    if _identify(descriptor) == identity:  # else the program has closed it, and opened another file since
+        os.close(descriptor)
     if os.getpid() == process_id:
-        _remove_file(file.name)
+        _remove_file(path)
 
 
 def _set_hooks(folder):
@@ -2240,7 +2241,8 @@ def _find_differences(recorded, current):
 
     current = json.loads(json.dumps(current))  # keys are texts then, as in the file
     differences = []
-    for name in sorted(recorded.keys() | current.keys()):
+    in_both = recorded.keys() & current.keys()
+    for name in sorted(in_both) + sorted(recorded.keys() ^ current.keys()):
         was, now = (repr(args[name]) if name in args else "not there" for args in (recorded, current))
         # By their texts too, because NaN differs from itself.
         if was != now and ("not there" in (was, now) or recorded[name] != current[name]):
@@ -2375,11 +2377,24 @@ class _Attempt:
     def write_status(self, status):
         _write_file(os.path.join(self.folder, "STATUS"), status.encode("utf-8", "backslashreplace"))
 
+    def _overwrite_status(self, status):
+        """Write STATUS into the file that is there, which has room for a block on a full disk, too."""
+        text = status if len(status) <= 1000 else f"ERROR\n...{status[-1000:]}"
+        # All of RUNNING at once, so that no reader sees a part of it.
+        content = text.encode("utf-8", "backslashreplace").ljust(len("RUNNING"), b"\n")
+        with open(os.path.join(self.folder, "STATUS"), "r+b", buffering=0) as file:
+            file.write(content)
+
     def write_end(self, status):
         """Write how the attempt ended, and when."""
         self.check_owned()
         # STATUS first: killed in between, the record tells how the run ended, though not when.
-        self.write_status(status)
+        try:
+            self.write_status(status)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self._overwrite_status(status)
         end = {"end-time": _local_time()}
         self.metadata.update(end)
         self.metadata["attempts"][-1].update(end, ended=_summarize_status(status))
@@ -2604,8 +2619,9 @@ class Experiment:
             self._ended = True
             _unwatch(self)
             os.environ[_FOLDER_VARIABLE] = (_watched or [self])[-1].curexpdir
-        if problem is not None and not self._capture.faults:
-            _warn(f"the end of {self.curexpdir} can't be recorded: {problem}")
+        # The tee's warning is enough, as long as STATUS tells of the end.
+        if problem is not None and not (self._capture.faults and "end-time" in self.metadata):
+            _warn(f"the end of {self.curexpdir} can't be recorded whole: {problem}")
 
 
 # === Cells ====================================================================
@@ -2771,7 +2787,8 @@ def _read_tail(path, lines):
 def _describe_signal(path):
     """Say where SIGTERM met a process, by what faulthandler wrote to the file *path*; '' if it is empty."""
     text = "\n".join(_read_tail(path, 1000))
-    found = re.search(r'Current thread .*\n *File "(.*)", line (\d+) in (.*)', text)
+    # "Stack" where only the interrupted thread's is written.
+    found = re.search(r'^(?:Current thread|Stack) .*\n *File "(.*)", line (\d+) in (.*)', text, re.MULTILINE)
     if found:
         return "SIGTERM in {2}, {0} line {1}".format(*found.groups())
     return "SIGTERM" if text else ""
@@ -3774,13 +3791,14 @@ def _parse_command(words):
 
 
 def _parse_number(text):
-    if "_" in text:
-        return text  # a date, 2026_03, would be the number 202603
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
+    """Give the number that *text* is, or *text*: a date 2026_03, a code 01234, a commit 12e5678, nan."""
+    if re.fullmatch(r"[-+]?(?!0[0-9])[0-9.]+(e[-+]?[0-9]+)?", text, re.IGNORECASE):
+        for kind in (int, float):
+            try:
+                number = kind(text)
+            except ValueError:
+                continue
+            return number if abs(number) < float("inf") else text
     return text
 
 
@@ -4205,6 +4223,7 @@ def main(argv: "Optional[Sequence[str]]" = None) -> int:
     """List, show or compare experiments, as the command line does; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     name = words.pop(0) if words and words[0] in _COMMANDS else ""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 it is None after `>&-`
     try:
         code = _COMMANDS[name][0](words)
         sys.stdout.flush()

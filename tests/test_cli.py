@@ -480,6 +480,14 @@ def test_a_closed_pipe_ends_quietly(directory):
     process.stderr.close()
 
 
+@pytest.mark.parametrize("words", [[], ["--json"], ["show", "-1"], ["--version"]])
+def test_without_stdout_nothing_is_wrong(directory, words):
+    command = ["sh", "-c", '"$@" >&-', "sh", *COMMAND, *words]
+    process = subprocess.Popen(command, cwd=str(directory.parent), stderr=subprocess.PIPE)
+    _, errors = process.communicate()
+    assert (process.returncode, errors) == (0, b"")
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 @pytest.mark.parametrize("words", [[], ["--json"]])
 def test_a_full_disk_is_told_in_one_line(directory, words):

@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from meticulous import ExperimentReader
+
 SILENT = """\
 import os, sys
 from meticulous import Experiment
@@ -425,6 +427,25 @@ def test_the_stacks_are_on_disk_at_once_when_sigterm_comes_in_a_c_call(repo):
     process.kill()
     assert process.result().code == -signal.SIGKILL
     assert (repo.experiment(1) / "STATUS").read_text() == "RUNNING"
+    assert ExperimentReader(str(repo.experiment(1))).status_message.endswith("script.py line 7")
+
+
+def test_a_file_that_got_the_number_of_one_of_ours_stays_open(repo):
+    source = """
+os.closerange(3, 256)
+files = [open("results-%d" % number, "w") for number in range(5)]
+experiment.finish()
+for file in files: file.write("mine")
+for file in files: file.close()
+os.closerange(3, 256)
+Experiment()
+os.closerange(3, 256)
+"""
+    result = repo.run(SILENT + source)
+    assert (result.code, result.stderr.count("Traceback")) == (0, 0), result
+    assert [path.read_text() for path in sorted(repo.path.glob("results-*"))] == ["mine"] * 5
+    for number in (1, 2):
+        assert (repo.experiment(number) / "STATUS").read_text() == "SUCCESS"
 
 
 def test_a_handler_of_c_is_left_alone(repo):

@@ -520,6 +520,12 @@ class TestResume:
         assert "'lr' was 0.1, now 0.01" in result.stderr
         assert read(repo.experiment("mine")) == before
 
+    def test_changed_arguments_are_named_before_others(self, repo):
+        source = "import sys, json\n" + START + "json.loads(sys.argv[1]), experiment_id='mine')"
+        repo.run(source, json.dumps({**dict.fromkeys("abcdef", 1), "z": 1}))
+        result = repo.run(None, json.dumps({"z": 2}))
+        assert "other arguments: 'z' was 1, now 2; 'a' was 1, now not there;" in result.stderr
+
     def test_another_commit(self, repo):
         repo.run(self.RUN)
         before = read(repo.experiment("mine"))
@@ -766,8 +772,18 @@ class TestFaults:
             "more",
         ]
 
-    def test_a_full_disk_at_the_end_is_a_warning(self, repo, small_disk):
+    @pytest.mark.parametrize(
+        ("end", "status"),
+        [
+            ("", "SUCCESS"),
+            ("experiment.finish('ERROR')", "ERROR\n\n"),
+            ("sys.exit('x' * 9999)", "ERROR\n..." + 998 * "x" + "')"),
+        ],
+        ids=["success", "no reason", "long reason"],
+    )
+    def test_a_full_disk_at_the_end_leaves_room_for_the_status(self, repo, small_disk, end, status):
         body = """
+import sys
 experiment.summary(a=1)
 try:
     with experiment.open("ballast", "wb", buffering=0) as file:
@@ -781,14 +797,15 @@ except OSError as error:
     print(error.errno, error)
 print("done")
 """
-        result = repo.run(script(f"experiments_directory={str(small_disk)!r}", body))
+        result = repo.run(script(f"experiments_directory={str(small_disk)!r}", body + end))
         folder = small_disk / "1"
-        assert result.code == 0
+        assert result.code == (1 if "exit" in end else 0)
         assert result.stdout.startswith("28 ") and str(folder / "summary.json") in result.stdout
         assert result.stdout.endswith("done\n")
-        assert "meticulous: " in result.stderr and "Traceback" not in result.stderr
+        assert result.stderr.count("meticulous: ") == 1 and "Traceback" not in result.stderr
         assert load(folder, "summary") == {"a": 1}
-        assert (folder / "STATUS").read_text() in ("RUNNING", "SUCCESS")
+        assert (folder / "STATUS").read_text() == status
+        assert "end-time" not in load(folder, "metadata")
 
     @pytest.mark.parametrize(
         ("limit", "number"),
@@ -813,7 +830,9 @@ sys.exit(3)
         assert result.stdout.startswith(f"{number} {repo.experiment(1) / 'summary.json'} "), result
         assert result.stdout.endswith("done\n")
         warnings = [line for line in result.stderr.splitlines() if "commit" not in line]
-        assert len(warnings) == 1 and "meticulous: " in warnings[0], result
+        # One that output is lost, if there is any to be written, and one that the end is.
+        assert len(warnings) == (2 if number == 27 else 1), result
+        assert warnings[-1].startswith("meticulous: the end of "), result
         assert load(repo.experiment(1), "summary") == {"a": 1}
         assert (repo.experiment(1) / "STATUS").read_text() in ("RUNNING", "ERROR\nsys.exit(3)")
         assert [name for name in read(repo.experiment(1)) if name.endswith(".tmp")] == []

@@ -202,12 +202,18 @@ def test_a_running_record_that_names_no_process_may_be_running(directory, attemp
     assert reader.duration is None or reader.duration > 0
 
 
-def test_a_signal_that_found_the_process_in_a_c_call_is_told(directory):
+@pytest.mark.parametrize(
+    "title",
+    [
+        'Thread 0x01 (most recent call first):\n  File "a.py", line 1 in other\n\nCurrent thread 0x02 ',
+        "Stack ",
+    ],
+    ids=["all threads", "one thread"],
+)
+def test_a_signal_that_found_the_process_in_a_c_call_is_told(directory, title):
     folder = write_experiment(directory, 1, status="RUNNING")
     (folder / ".signals").write_text(
-        'Thread 0x01 (most recent call first):\n  File "a.py", line 1 in other\n\n'
-        'Current thread 0x02 (most recent call first):\n  File "b.py", line 2 in step\n'
-        '  File "b.py", line 9 in main\n'
+        title + '(most recent call first):\n  File "b.py", line 2 in step\n  File "b.py", line 9 in main\n'
     )
     reader = ExperimentReader(folder)
     assert (reader.status, reader.status_message) == ("DEAD", "SIGTERM in step, b.py line 2")
