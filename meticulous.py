@@ -2179,6 +2179,11 @@ def _check_mapping(name, value):
     return plain
 
 
+def _check_directory(name, path):
+    if not isinstance(path, (str, os.PathLike)):
+        raise InvalidArgsException(f"{name} must be a path, not {path!r}.")
+
+
 def _check_description(description):
     if description is not None and not isinstance(description, str):
         raise InvalidArgsException(f"The description must be a text, not {description!r}.")
@@ -2460,6 +2465,8 @@ class Experiment:
             # A child of multiprocessing runs the script again, to find its functions.
             self.curexpdir = os.environ.get(_FOLDER_VARIABLE, ".")
             return
+        _check_directory("project_directory", project_directory)
+        _check_directory("experiments_directory", experiments_directory)
         self._start(
             _check_id(experiment_id),
             _check_mapping("args", {} if args is None else args),

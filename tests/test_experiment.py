@@ -438,6 +438,10 @@ class TestBadInput:
 
     def test_a_description_that_is_no_text(self, repo):
         fails(repo, script("description=5"), "InvalidArgsException", "description", "5")
+
+    @pytest.mark.parametrize("name", ["project_directory", "experiments_directory"])
+    def test_a_directory_that_is_no_path(self, repo, name):
+        fails(repo, script(f"{name}=None"), "InvalidArgsException", f"{name} must be a path, not None")
         assert not (repo.path / "experiments").exists()
 
     def test_an_experiments_directory_that_is_a_file(self, repo):
