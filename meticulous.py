@@ -1912,7 +1912,7 @@ def _exception_text(exc_type, exc, tb):
     return f"ERROR\n{text}"
 
 
-def _describe_ending(frame):
+def _describe_main_ending(frame):
     """Say how the main module, which runs in *frame*, ended, as the text of STATUS."""
     if _asked_codes:
         return _exit_text(_asked_codes[-1])
@@ -1929,6 +1929,20 @@ def _describe_ending(frame):
         return _exit_text(code)
     place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
     return f"ERROR\nA SystemExit left {place}, and its code could not be seen: write sys.exit(code) instead."
+
+
+def _describe_ending(frame):
+    """Say how the program ended, the same way; *frame* is its main module's."""
+    status = _describe_main_ending(frame)
+    if status == "SUCCESS":
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            # Python does it once more, after the hooks, and exits with 120 if it fails.
+            return f"ERROR\nexit code 120: stdout can't be written: {_explain(error)}"
+        except Exception:
+            pass  # stdout may be None, closed or somebody's stand-in: no reason for another exit code
+    return status
 
 
 def _describe_child_ending(frame):

@@ -448,6 +448,23 @@ os.closerange(3, 256)
         assert (repo.experiment(number) / "STATUS").read_text() == "SUCCESS"
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        ("", "exit code 120: stdout can't be written: No space left on device"),
+        ("sys.exit(0)", "exit code 120: stdout can't be written: No space left on device"),
+        ("1 / 0", DIVISION),
+    ],
+)
+def test_output_that_nobody_takes_any_more_is_an_error(repo, end, message):
+    with open("/dev/full", "w") as full:
+        result = repo.run(START + end, stdout=full)
+    assert result.code == 120, result
+    reader = ExperimentReader(str(repo.experiment(1)))
+    assert (reader.status, reader.status_message) == ("ERROR", message)
+
+
 def test_a_handler_of_c_is_left_alone(repo):
     if not os.path.exists("/proc/self/status"):
         pytest.skip("nobody tells here whether C has a handler")
