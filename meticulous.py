@@ -3767,12 +3767,19 @@ def _format_experiment(reader, row, texts):
             yield from ("  " + _show_controls(line.rstrip("\r").rpartition("\r")[2]) for line in lines)
 
 
+def _describe_attempt(attempt):
+    """Put an attempt into words; --json shows all of it."""
+    keys = ("start-time", "end-time", "host", "pid", "ended")
+    return "{} to {} on {}, pid {}: {}".format(*(attempt.get(key, "-") for key in keys))
+
+
 def _take_lines(value):
     """List what gets a line of its own: the values of a dict, the dicts in a list, and all else as it is."""
     if isinstance(value, dict) and value:
         return [(f".{key}", item) for key, item in value.items()]
-    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        return [(f".{number}", item) for number, item in enumerate(value, 1)]
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        texts = (_describe_attempt(item) if "start-time" in item else item for item in value)
+        return [(f".{number}", text) for number, text in enumerate(texts, 1)]
     return [("", value)]
 
 

@@ -4,13 +4,14 @@ import csv
 import hashlib
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
 
 import pytest
 from conftest import PROJECT
-from records import SHA, write_experiment
+from records import END, SHA, START, write_experiment
 
 import meticulous
 
@@ -322,6 +323,14 @@ def test_show_gives_the_whole_status_and_what_could_not_be_read(run, directory):
     assert "\nargs (* is not the default)\n" in out
     assert "\nsummary: none\n" in out
     assert out.endswith("\ncould not be read\n  summary.json: holds a list, not an object\n")
+
+
+def test_show_tells_each_attempt_in_one_line(run, directory):
+    killed = {"start-time": START, "host": "node1", "pid": 5, "boot": "b", "end-time": END, "ended": "DEAD"}
+    write_experiment(directory, "30", attempts=[killed, {"start-time": START, "host": "node2", "pid": 6}])
+    out = run("show", "30")[1]
+    assert re.search(f"  attempts.1 +{START} to {END} on node1, pid 5: DEAD\n", out)
+    assert re.search(f"  attempts.2 +{START} to - on node2, pid 6: -\n", out)
 
 
 def test_show_marks_what_is_not_the_default(run):
