@@ -292,7 +292,7 @@ def _write_json(path, value):
 
 
 def _read_bytes(path):
-    with open(path, "rb") as file:
+    with open(path, "rb", buffering=0) as file:
         return file.read()
 
 
@@ -371,7 +371,9 @@ def _list_ids(directory):
     # As bytes, because only bytes.isdigit means ASCII digits. A loop over 100,000 names, or int(), would
     # take half as long as to list them; filled up with zeros, numbers have the order of texts.
     names = os.listdir(os.fsencode(directory))
-    largest = max(map(bytes.zfill, filter(bytes.isdigit, names), repeat(_LONGEST_NAME)), default=b"0")
+    largest = max(map(bytes.zfill, names, repeat(_LONGEST_NAME)), default=b"0")
+    if not largest.isdigit():  # a letter comes behind the digits, while a dot, for what is hidden, does not
+        largest = max(filter(bytes.isdigit, names), key=int, default=b"0")
     others = filterfalse(bytes.isdigit, names)
     claimed = [name[len(_CLAIM_PREFIX) :] for name in others if name.startswith(_CLAIM_PREFIX)]
     claims = [int(number) for number in claimed if number.isdigit()]
@@ -2016,22 +2018,23 @@ def _die_of(signum, frame):
     os.kill(os.getpid(), signum)
 
 
-def _has_default_action(signum):
-    """Say whether nobody has set a handler for a signal, in Python or in C."""
+def _has_default_action(signum, status):
+    """Say whether nobody has set a handler for a signal, in Python or in C; *status* is as in proc(5)."""
     import signal
 
     handler = signal.getsignal(signum)
     if handler is not signal.SIG_DFL:
         return handler is _die_of  # left from before, because the last finish() was in a thread
     # signal.getsignal() does not know of handlers of C, for example of a user's faulthandler.register().
-    caught = _read_text("/proc/self/status").partition("SigCgt:")[2].split()[:1]
+    caught = status.partition("SigCgt:")[2].split()[:1]
     return not caught or not int(caught[0], 16) >> (signum - 1) & 1
 
 
 def _set_signals(folder, undo):
     import signal
 
-    signums = [signum for signum in (signal.SIGTERM, signal.SIGHUP) if _has_default_action(signum)]
+    status = _read_text("/proc/self/status")
+    signums = [signum for signum in (signal.SIGTERM, signal.SIGHUP) if _has_default_action(signum, status)]
     for signum in signums:
         try:
             signal.signal(signum, _die_of)

@@ -42,6 +42,27 @@ def test_ids_go_on_after_the_largest_integer(tmp_path):
     assert take(tmp_path) == [8]
 
 
+@pytest.mark.parametrize(
+    ("names", "largest"),
+    [
+        ([], 0),
+        (["9", "10", "8"], 10),
+        (["007", "6"], 7),
+        ([".claim-12", "3"], 12),
+        ([".claim-2"], 2),
+        ([".claim-3", "12"], 12),
+        (["x", "12", "5"], 12),
+        (["x", "y-7"], 0),
+        (["-9", "+7", " 8", "3"], 3),
+        (["1" * 255, "2"], int("1" * 255)),
+    ],
+)
+def test_the_largest_id_counts_whatever_else_is_there(tmp_path, names, largest):
+    for name in names:
+        (tmp_path / name).mkdir()
+    assert meticulous._list_ids(str(tmp_path))[0] == largest
+
+
 def test_an_id_is_not_given_out_again_after_deletion(tmp_path):
     take(tmp_path, 3)
     os.rmdir(str(tmp_path / "3"))

@@ -167,7 +167,7 @@ def bench_a(bench):
         # One repository for all: git takes up to a tenth longer in one than in another that is just the same.
         repo = bench.make_repo(f"a-{files}", files)
         commands = {name: (bench.command(f"trivial_{name}.py"), repo) for name in ("plain", "floor", "ours")}
-        samples = bench.compare(commands, times=3)
+        samples = bench.compare(commands, times=5)
         what = f"{DOC}, {files:,} files"
         bench.add(
             "a", what, "the files and git calls by hand", divide(samples["ours"], samples["floor"]), 1.10
@@ -232,7 +232,7 @@ def bench_d(bench):
             (directory / str(number)).mkdir()
         for name in ("ours", "list"):
             commands[name, count] = (bench.command(f"start_{name}.py", directory.name), repo)
-    samples = bench.compare(commands, times=3)
+    samples = bench.compare(commands, times=5)
     for count in counts[1:]:
         what = f"start among {count:,} experiments"
         bench.add("d", what, "among 10", divide(samples["ours", count], samples["ours", 10]))
