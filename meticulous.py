@@ -3721,7 +3721,7 @@ def _format_table(rows, columns, width=None, is_flat=False, colors=False, messag
         lines = [re.sub(rf"(?<= )({words})(?= |$)", _color_status, line, count=1) for line in lines]
     omitted = [_show_controls(column) for column in columns if column not in shown]
     if omitted:
-        lines.append(_cut(f"Not shown, for want of width ({len(omitted)}): {', '.join(omitted)}", width))
+        lines.append(_cut(f"Not shown ({len(omitted)}), for want of width: {', '.join(omitted)}", width))
     return lines if lines[0] else lines[1:]
 
 

@@ -463,7 +463,7 @@ def test_on_a_terminal_the_table_has_its_width_and_colors(directory):
     write_experiment(directory, "wide", options)
     narrow = run_on_terminal([str(directory)], 60)
     assert "\x1b[31mERROR\x1b[0m" in narrow
-    assert "Not shown, for want of width (" in narrow
+    assert "), for want of width: " in narrow
     assert "\x1b" not in run_on_terminal([str(directory)], 60, NO_COLOR="1")
     assert "Not shown" not in run_on_terminal([str(directory)], 500)
     plain = run_on_terminal([str(directory)], 60, NO_COLOR="1").split("\n")

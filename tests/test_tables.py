@@ -299,9 +299,9 @@ def test_a_table_is_cut_to_the_width_and_says_what_was_cut():
     lines = meticulous._format_table(rows, list(rows[0]), 40)
     assert all(len(line) <= 40 for line in lines)
     assert lines[1].split() == ["id", "a0", "a1", "a2", "a3", "s0", "s1", "s2"]
-    assert lines[-1] == "Not shown, for want of width (53): ar..."
+    assert lines[-1] == "Not shown (53), for want of width: ar..."
     lines = meticulous._format_table(rows, list(rows[0]), 80)
-    assert re.match(r"Not shown, for want of width \(\d\d\): args.a\d+, .*\.\.\.$", lines[-1])
+    assert re.match(r"Not shown \(\d\d\), for want of width: args.a\d+, .*\.\.\.$", lines[-1])
     assert all(len(line) <= 80 for line in lines)
 
 
