@@ -239,10 +239,16 @@ def _unique_name():
     return os.urandom(8).hex()
 
 
+def _encodable(text, stream):
+    """Put escapes into *text* for what the encoding of *stream* lacks."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
 def _say(text):
     """Write *text* to stderr, if that works."""
     try:
-        sys.stderr.write(text)
+        sys.stderr.write(_encodable(text, sys.stderr))
         sys.stderr.flush()
     except Exception:
         # stderr may be None, closed, full or somebody's broken stand-in: no reason to disturb the program.
@@ -598,8 +604,8 @@ def _read_variables(names):
 
 def _read_user():
     """Return the user's name as getpass.getuser() does, without the modules for terminals that it imports."""
-    name = os.environ.get("LOGNAME") or os.environ.get("USER") or os.environ.get("USERNAME")
-    if name:
+    names = filter(None, map(os.environ.get, ("LOGNAME", "USER", "LNAME", "USERNAME")))
+    for name in names:
         return name
     try:
         import pwd
@@ -1482,8 +1488,7 @@ class _OutputFile:
         self._add_lines(self.bar)
         self.save()
         try:
-            if _identify(self.descriptor) == self.identity:
-                os.close(self.descriptor)
+            _close(self.descriptor, self.identity)
         except OSError as error:  # a network file system may tell only now that a write has failed
             self._report(error)
 
@@ -1497,6 +1502,13 @@ def _identify(file):
             raise
         return None
     return status.st_dev, status.st_ino, status.st_nlink > 0
+
+
+def _close(descriptor, identity):
+    """Close a descriptor, unless the program has closed it, and perhaps opened another file since."""
+    found = _identify(descriptor)
+    if found and found[:2] == identity[:2]:
+        os.close(descriptor)
 
 
 class _Recorder:
@@ -1689,10 +1701,12 @@ def _start_recording(name, file):
     if type(stream) is not _Tee:
         # That of an earlier experiment again: a logging handler that was made then still writes to it.
         tee = _latest_tees[name]() if name in _latest_tees else None
-        if tee is None or tee._stream is not stream:
+        if tee is None or tee._stream is not stream or tee._recorder.files:
             recorder = _Recorder()
             tee = _Tee(stream, recorder, recorder.wrap_write)
             _latest_tees[name] = ref(tee)
+        else:
+            tee.write = tee._recorder.wrap_write(stream.write)  # which may be another since
         setattr(sys, name, tee)
     tee._recorder.flush()
     tee._recorder.files.append(file)
@@ -1885,19 +1899,22 @@ def _kill_text(number):
 
 
 def _format_exception(exc_type, exc, tb):
-    traceback = sys.modules.get("traceback")
-    if traceback is not None:
-        return "".join(traceback.format_exception(exc_type, exc, tb))
-    # Its import takes as long as ours, and may fail at the end, when no file descriptor is left. Up to Python
-    # 3.12 the hook does without it, from 3.13 on it has been imported when an exception gets here.
-    import io
-
-    stderr, sys.stderr = sys.stderr, io.StringIO()
+    """Give the traceback as Python prints it."""
     try:
-        sys.__excepthook__(exc_type, exc, tb)
-        return sys.stderr.getvalue()
-    finally:
-        sys.stderr = stderr
+        if "traceback" in sys.modules:
+            return "".join(sys.modules["traceback"].format_exception(exc_type, exc, tb))
+        # Its import takes as long as ours, and may fail at the end, when no file descriptor is left. Up to
+        # Python 3.12 the hook does without it, from 3.13 on it has been imported when an exception gets here.
+        import io
+
+        stderr, sys.stderr = sys.stderr, io.StringIO()
+        try:
+            sys.__excepthook__(exc_type, exc, tb)
+            return sys.stderr.getvalue()
+        finally:
+            sys.stderr = stderr
+    except Exception:
+        return f"{exc_type.__name__}: {_describe(exc)}\n"  # a SyntaxError, say, whose parts are no texts
 
 
 def _exception_text(exc_type, exc, tb):
@@ -1936,14 +1953,15 @@ def _describe_main_ending(frame):
 def _describe_ending(frame):
     """Say how the program ended, the same way; *frame* is its main module's."""
     status = _describe_main_ending(frame)
-    if status == "SUCCESS":
+    for name in ("stdout", "stderr") if status == "SUCCESS" else ():
+        stream = getattr(sys, name)
         try:
-            sys.stdout.flush()
-        except OSError as error:
-            # Python does it once more, after the hooks, and exits with 120 if it fails.
-            return f"ERROR\nexit code 120: stdout can't be written: {_explain(error)}"
-        except Exception:
-            pass  # stdout may be None, closed or somebody's stand-in: no reason for another exit code
+            if stream is not None and not getattr(stream, "closed", False):
+                stream.flush()
+        except KeyboardInterrupt:
+            pass  # Somebody is tired of waiting for it. Python tries once more, after the hooks,
+        except Exception as error:
+            return f"ERROR\nexit code 120: {name} can't be flushed: {error}"  # which is its own for that
     return status
 
 
@@ -1996,7 +2014,7 @@ def _end_watched(describe, subject):
     """End every open experiment of this process, the latest first, with the status describe(subject)."""
     try:
         status = describe(subject)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         status = f"ERROR\nHow the program ended could not be found out: {error!r}"
     with _SignalHold():
         for experiment in reversed(_watched[:]):
@@ -2082,8 +2100,7 @@ def _remove_stacks(path, descriptor, identity, process_id):
     import signal
 
     faulthandler.unregister(signal.SIGTERM)
-    if _identify(descriptor) == identity:  # else the program has closed it, and opened another file since
-        os.close(descriptor)
+    _close(descriptor, identity)
     if os.getpid() == process_id:
         _remove_file(path)
 
@@ -2178,6 +2195,7 @@ def _is_reimported_main():
 # Compare a new start with what a folder holds, and say what is written about a run.
 
 _OUR_HIDDEN_FILE = r"\.owner-\d+|\.signals|\..+\.[0-9a-f]{16}\.tmp"
+_SMALLEST_BLOCK = 1024  # bytes of a file that a disk has room for if it has room for one
 # Everything that a start has written when it is killed before STATUS says RUNNING.
 _START_FILES = {"metadata.json", "default_args.json", "summary.json", "args.json", "stdout", "stderr"}
 
@@ -2401,11 +2419,14 @@ class _Attempt:
 
     def _overwrite_status(self, status):
         """Write STATUS into the file that is there, which has room for a block on a full disk, too."""
-        text = status if len(status) <= 1000 else f"ERROR\n...{status[-1000:]}"
-        # All of RUNNING at once, so that no reader sees a part of it.
-        content = text.encode("utf-8", "backslashreplace").ljust(len("RUNNING"), b"\n")
+        content = status.encode("utf-8", "backslashreplace")
+        if len(content) > _SMALLEST_BLOCK:
+            tail = content[-_SMALLEST_BLOCK // 2 :].decode("utf-8", "ignore")
+            content = f"ERROR\n...{tail}".encode("utf-8")
         with open(os.path.join(self.folder, "STATUS"), "r+b", buffering=0) as file:
-            file.write(content)
+            # All of RUNNING at once, so that no reader sees a part of it.
+            file.write(content.ljust(len("RUNNING"), b"\n"))
+            file.truncate(len(content))
 
     def write_end(self, status):
         """Write how the attempt ended, and when."""
@@ -2546,9 +2567,9 @@ class Experiment:
         # Up to Python 3.7 a CancelledError is an Exception.
         passes = not isinstance(exc, Exception) or _is_instance(exc, "asyncio", "CancelledError")
         if not passes:
-            import traceback
+            import traceback  # noqa: F401 is to be there for this:
 
-            _say("".join(traceback.format_exception(exc_type, exc, tb)))
+            _say(_format_exception(exc_type, exc, tb))
         self._end(_exception_text(exc_type, exc, tb))
         return not passes
 
@@ -4026,10 +4047,7 @@ class _NothingFound(QueryException):
 
 
 def _print(lines):
-    """Print lines, with escapes for what stdout's encoding lacks."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    text = "".join(line + "\n" for line in lines)
-    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    sys.stdout.write(_encodable("".join(line + "\n" for line in lines), sys.stdout))
 
 
 def _make_parser(name, epilog):

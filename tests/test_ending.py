@@ -450,19 +450,41 @@ os.closerange(3, 256)
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 @pytest.mark.parametrize(
-    ("end", "message"),
+    ("stream", "end", "message"),
     [
-        ("", "exit code 120: stdout can't be written: No space left on device"),
-        ("sys.exit(0)", "exit code 120: stdout can't be written: No space left on device"),
-        ("1 / 0", DIVISION),
+        ("stdout", "", "exit code 120: stdout can't be flushed: [Errno 28] No space left on device"),
+        (
+            "stdout",
+            "sys.exit(0)",
+            "exit code 120: stdout can't be flushed: [Errno 28] No space left on device",
+        ),
+        ("stdout", "1 / 0", DIVISION),
+        (
+            "stderr",
+            "sys.stderr = open('/dev/full', 'w'); sys.stderr.write('x')",
+            "exit code 120: stderr can't be flushed: [Errno 28] No space left on device",
+        ),
     ],
 )
-def test_output_that_nobody_takes_any_more_is_an_error(repo, end, message):
+def test_output_that_nobody_takes_any_more_is_an_error(repo, stream, end, message):
     with open("/dev/full", "w") as full:
-        result = repo.run(START + end, stdout=full)
+        result = repo.run(START + end, **({"stdout": full} if stream == "stdout" else {}))
     assert result.code == 120, result
     reader = ExperimentReader(str(repo.experiment(1)))
     assert (reader.status, reader.status_message) == ("ERROR", message)
+
+
+def test_a_ctrl_c_while_the_last_output_is_stuck_does_not_cost_the_record(repo):
+    source = """
+class Stuck:
+    def write(self, text):
+        pass
+    def flush(self):
+        raise KeyboardInterrupt
+sys.stdout = Stuck()
+"""
+    assert repo.run(SILENT + source).code == 120
+    assert (repo.experiment(1) / "STATUS").read_text() == "SUCCESS"
 
 
 def test_a_handler_of_c_is_left_alone(repo):
@@ -554,7 +576,7 @@ def test_sys_exit_looks_like_the_one_it_wraps(repo):
         assert sys.exit is not plain
         for name in ("__name__", "__qualname__", "__doc__", "__module__"):
             assert getattr(sys.exit, name) == getattr(plain, name), name
-        if sys.version_info >= (3, 7):
+        if sys.version_info >= (3, 8):
             assert inspect.signature(sys.exit) == inspect.signature(plain)
 
         def catch(exit, *arguments):

@@ -202,6 +202,24 @@ class TestRecord:
         outputs = [(repo.experiment(number) / "stderr").read_text() for number in (1, 2)]
         assert outputs == ["first\n", "second\nas ever\n"]
 
+    def test_the_next_experiment_takes_a_stream_as_it_is_by_then(self, repo):
+        body = """
+import contextlib, sys
+experiment.finish()
+plain = sys.stdout.write
+sys.stdout.write = lambda text: plain(text.upper())
+second = Experiment()
+print("inside")
+with contextlib.redirect_stdout(sys.__stdout__):
+    with Experiment(): print("inner")
+    assert sys.stdout is sys.__stdout__
+    print("past the second")
+"""
+        result = repo.run(script("", body))
+        assert (result.code, result.stdout) == (0, "INSIDE\nINNER\nPAST THE SECOND\n"), result
+        outputs = [(repo.experiment(number) / "stdout").read_text() for number in (1, 2, 3)]
+        assert outputs == ["", "inside\n", "inner\n"]
+
     def test_one_hundred_in_a_loop(self, repo):
         source = "from meticulous import Experiment\nfor n in range(100):\n    with Experiment({'n': n}): print(n)\n"
         assert repo.run(source).code == 0
@@ -275,6 +293,26 @@ class TestBlock:
     def test_success(self, repo):
         result, status = self.run(repo, "pass")
         assert (result.code, result.stdout, status) == (0, "on\n", "SUCCESS")
+
+    def test_an_exception_that_cannot_be_formatted(self, repo):
+        result, status = self.run(repo, "raise SyntaxError('x', ('f', 1, 'abc', 'text'))")
+        assert (result.code, result.stdout) == (0, "on\n"), result
+        assert status.startswith("ERROR\n") and "SyntaxError: x" in status.splitlines()[-1]
+        assert "SyntaxError: x" in result.stderr
+
+    def test_an_exception_that_stderr_has_no_characters_for(self, repo):
+        error = "\N{GREEK SMALL LETTER OMEGA}"
+        result = repo.run(
+            f"""
+            import io, sys
+            from meticulous import Experiment
+            sys.stderr = io.TextIOWrapper(sys.stderr.buffer, "ascii", line_buffering=True)
+            with Experiment():
+                raise ValueError({error!r})
+            """
+        )
+        assert result.code == 0 and result.stderr.endswith("ValueError: \\u03c9\n"), result
+        assert "Traceback" in result.stderr
 
     def test_an_exception_is_recorded_shown_and_swallowed(self, repo):
         result, status = self.run(repo, "raise ValueError('bad')")
@@ -780,10 +818,11 @@ class TestFaults:
         ("end", "status"),
         [
             ("", "SUCCESS"),
-            ("experiment.finish('ERROR')", "ERROR\n\n"),
-            ("sys.exit('x' * 9999)", "ERROR\n..." + 998 * "x" + "')"),
+            ("experiment.finish('ERROR')", "ERROR"),
+            ("sys.exit('x' * 9999)", "ERROR\n..." + 510 * "x" + "')"),
+            ("sys.exit('\N{LATIN SMALL LETTER U WITH DIAERESIS}' * 600)", "ERROR\n..." + 255 * "\xfc" + "')"),
         ],
-        ids=["success", "no reason", "long reason"],
+        ids=["success", "no reason", "long reason", "wide reason"],
     )
     def test_a_full_disk_at_the_end_leaves_room_for_the_status(self, repo, small_disk, end, status):
         body = """
@@ -846,6 +885,21 @@ sys.exit(3)
         result = repo.run(script("", body))
         assert (result.code, result.stdout) == (0, "a\nb\n")
         assert "meticulous: " in result.stderr and "Traceback" not in result.stderr
+
+    def test_a_deleted_folder_leaves_no_descriptor_open(self, repo):
+        body = """
+import os, shutil
+counts = set()
+for _ in range(5):
+    experiment = Experiment()
+    print("a")
+    shutil.rmtree(experiment.curexpdir)
+    experiment.finish()
+    counts.add(len(os.listdir("/dev/fd")))
+print(len(counts))
+"""
+        result = repo.run(script("", body.replace("for", "experiment.finish()\nfor", 1)))
+        assert result.stdout.endswith("\n1\n"), result
 
 
 class TestRanks:
