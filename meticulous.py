@@ -604,8 +604,9 @@ def _read_variables(names):
 
 def _read_user():
     """Return the user's name as getpass.getuser() does, without the modules for terminals that it imports."""
-    names = filter(None, map(os.environ.get, ("LOGNAME", "USER", "LNAME", "USERNAME")))
-    for name in names:
+    names = map(os.environ.get, ("LOGNAME", "USER", "LNAME", "USERNAME"))
+    name = next(filter(None, names), None)
+    if name:
         return name
     try:
         import pwd
@@ -1691,22 +1692,27 @@ class _Capture:
                 file.close()
 
 
-def _start_recording(name, file):
-    """Have what is written to sys.stdout or sys.stderr recorded in *file*; returns the tee that does it."""
+def _get_tee(name, stream):
+    """Give a tee on *stream*: the latest again if it is idle, for a logging handler may still write to it."""
     from _weakref import ref  # weakref itself, which has it from there, would make a start slower
 
-    tee = stream = getattr(sys, name)
-    if stream is None:  # pythonw, a daemon
+    tee = _latest_tees[name]() if name in _latest_tees else None
+    if tee is not None and tee._stream is stream and not tee._recorder.files:
+        tee.write = tee._recorder.wrap_write(stream.write)  # which may be another since
+        return tee
+    recorder = _Recorder()
+    tee = _Tee(stream, recorder, recorder.wrap_write)
+    _latest_tees[name] = ref(tee)
+    return tee
+
+
+def _start_recording(name, file):
+    """Have what is written to sys.stdout or sys.stderr recorded in *file*; returns the tee that does it."""
+    tee = getattr(sys, name)
+    if tee is None:  # pythonw, a daemon
         return None
-    if type(stream) is not _Tee:
-        # That of an earlier experiment again: a logging handler that was made then still writes to it.
-        tee = _latest_tees[name]() if name in _latest_tees else None
-        if tee is None or tee._stream is not stream or tee._recorder.files:
-            recorder = _Recorder()
-            tee = _Tee(stream, recorder, recorder.wrap_write)
-            _latest_tees[name] = ref(tee)
-        else:
-            tee.write = tee._recorder.wrap_write(stream.write)  # which may be another since
+    if type(tee) is not _Tee:
+        tee = _get_tee(name, tee)
         setattr(sys, name, tee)
     tee._recorder.flush()
     tee._recorder.files.append(file)
@@ -1953,15 +1959,18 @@ def _describe_main_ending(frame):
 def _describe_ending(frame):
     """Say how the program ended, the same way; *frame* is its main module's."""
     status = _describe_main_ending(frame)
-    for name in ("stdout", "stderr") if status == "SUCCESS" else ():
+    if status != "SUCCESS":
+        return status
+    # Python flushes them once more, after the hooks, and exits with 120 if that fails.
+    for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         try:
             if stream is not None and not getattr(stream, "closed", False):
                 stream.flush()
         except KeyboardInterrupt:
-            pass  # Somebody is tired of waiting for it. Python tries once more, after the hooks,
+            pass  # somebody is tired of waiting for it, which need not mean that it fails
         except Exception as error:
-            return f"ERROR\nexit code 120: {name} can't be flushed: {error}"  # which is its own for that
+            return f"ERROR\nexit code 120: {name} can't be flushed: {error}"
     return status
 
 
@@ -2195,7 +2204,6 @@ def _is_reimported_main():
 # Compare a new start with what a folder holds, and say what is written about a run.
 
 _OUR_HIDDEN_FILE = r"\.owner-\d+|\.signals|\..+\.[0-9a-f]{16}\.tmp"
-_SMALLEST_BLOCK = 1024  # bytes of a file that a disk has room for if it has room for one
 # Everything that a start has written when it is killed before STATUS says RUNNING.
 _START_FILES = {"metadata.json", "default_args.json", "summary.json", "args.json", "stdout", "stderr"}
 
@@ -2319,6 +2327,8 @@ def _list_attempts(folder, metadata):
 
 # === Attempts =================================================================
 # Write the record of one start, alone in its folder, and in an order that no kill can break.
+
+_SMALLEST_BLOCK = 1024  # bytes; a file that holds one has room for so many
 
 
 class _Attempt:
@@ -3774,6 +3784,12 @@ def _format_difference(values, difference):
     return f"{first} -> {second}" + ("" if difference is None else "  (%+.6g)" % difference)
 
 
+def _describe_attempt(attempt):
+    """Put an attempt into words; --json shows all of it."""
+    keys = ("start-time", "end-time", "host", "pid", "ended")
+    return "{} to {} on {}, pid {}: {}".format(*(attempt.get(key, "-") for key in keys))
+
+
 def _format_experiment(reader, row, texts):
     """Yield the lines that `show` prints; *texts* are the lines of STATUS, stdout and stderr."""
     folder, took = os.path.abspath(reader.curexpdir), _format_duration(reader.duration) or "unknown"
@@ -3781,6 +3797,9 @@ def _format_experiment(reader, row, texts):
     yield from _format_pairs(title, [("folder", folder), ("start", reader.start_time), ("took", took)])
     yield from _format_group(row, "args", " (* is not the default)")
     yield from _format_group(row, "summary")
+    attempts = _get_attempts(reader.metadata)
+    if attempts:
+        row = {**row, "metadata.attempts": dict(enumerate(map(_describe_attempt, attempts), 1))}
     yield from _format_group(row, "metadata")
     status = texts["status"] if len(texts["status"]) > 1 else []
     titles = ("stdout, its end", "stderr, its end", "STATUS", "could not be read")
@@ -3791,19 +3810,12 @@ def _format_experiment(reader, row, texts):
             yield from ("  " + _show_controls(line.rstrip("\r").rpartition("\r")[2]) for line in lines)
 
 
-def _describe_attempt(attempt):
-    """Put an attempt into words; --json shows all of it."""
-    keys = ("start-time", "end-time", "host", "pid", "ended")
-    return "{} to {} on {}, pid {}: {}".format(*(attempt.get(key, "-") for key in keys))
-
-
 def _take_lines(value):
     """List what gets a line of its own: the values of a dict, the dicts in a list, and all else as it is."""
     if isinstance(value, dict) and value:
         return [(f".{key}", item) for key, item in value.items()]
-    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-        texts = (_describe_attempt(item) if "start-time" in item else item for item in value)
-        return [(f".{number}", text) for number, text in enumerate(texts, 1)]
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        return [(f".{number}", item) for number, item in enumerate(value, 1)]
     return [("", value)]
 
 

@@ -331,6 +331,8 @@ def test_show_tells_each_attempt_in_one_line(run, directory):
     out = run("show", "30")[1]
     assert re.search(f"  attempts.1 +{START} to {END} on node1, pid 5: DEAD\n", out)
     assert re.search(f"  attempts.2 +{START} to - on node2, pid 6: -\n", out)
+    write_experiment(directory, "31", {"phases": [{"start-time": START, "lr": 1}]})
+    assert f'phases.1  {{"start-time": "{START}", "lr": 1}}\n' in run("show", "31")[1]
 
 
 def test_show_marks_what_is_not_the_default(run):
