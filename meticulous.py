@@ -30,37 +30,32 @@ Each run has a folder, which is the whole interface between the part that writes
     experiments/12/
         args.json  default_args.json  metadata.json  summary.json  STATUS  stdout  stderr
 
-Needs Python 3.6 or newer and, to record, the git command from 1.8.3 on. The sections of this file, in the
-order of its data; each uses only names from the sections above it:
+Needs Python 3.6 or newer and, to record, the git command from 1.8.3 on. The chapters of this file, in the
+order of its data; each uses only names from the chapters above it:
 
-    Names                what the file is called and which names are public
-    Errors               what can go wrong, in words
-    Files                write files whole or not at all, and give out ids
-    Values               give every value a form in JSON
-    Processes            say which process this is, and where it runs
-    Owners               tell whether a process lives, and let only one at a time own a folder
-    Git                  ask git about the code that runs
-    Ignoring             have git ignore the experiments directory
-    Arguments            take the experiment's arguments and defaults out of an argparse parser
-    Output files         append what was printed to the experiments' files
-    Output               put a tee into sys.stdout and sys.stderr
-    Exit codes           find out how the main module ended
-    Ending               have the open experiments record how the process ends
-    Records              compare a start with what a folder holds
-    Attempts             write the record of one start
-    Experiment           what a training script uses
-    Cells                put single values into text
-    Reading              read the record of one experiment
-    Experiments          find records, and give them as rows
-    Tables               sort, group and align rows
-    Filter               choose rows by an expression
-    Formats              put rows into CSV, JSON, Markdown and LaTeX
-    Running              record any command
-    Command line         list, show and compare experiments
+    I Ground
+        Names and errors     what the file is called and what can go wrong
+        Files                write files completely or not at all, and give out ids
+        Values               give every value a form in JSON
+    II Record
+        Process              who am I, who lives, who owns a folder
+        Git                  which code runs here
+        Arguments            take arguments and defaults out of an argparse parser
+        Output               record what is written to sys.stdout and sys.stderr
+        Ending               record how the process ends
+        Experiment           what a training script uses
+    III Read
+        Text                 turn single values into text
+        Records on disk      read the records of experiments
+        Queries              filter, group, sort and compare rows
+        Tables               turn rows into CSV, JSON, Markdown, LaTeX and lines for people
+    IV Use
+        Run                  record any command
+        Command line         list, show and compare experiments
 """
 
-# === Names ====================================================================
-# What the file is called and which names are public.
+# === Names and errors =========================================================
+# What the file is called, which names are public, and what can go wrong, in words.
 
 import errno
 import os
@@ -102,10 +97,6 @@ if globals().get("_watched"):
 if __name__ in sys.modules and __name__ != "__main__":
     experiment = experiments = sys.modules[__name__]
     sys.modules[f"{__name__}.experiment"] = sys.modules[f"{__name__}.experiments"] = experiment
-
-
-# === Errors ===================================================================
-# What can go wrong, in words: what happened, where, and what to do next.
 
 
 class MeticulousException(Exception):
@@ -219,7 +210,7 @@ class QueryException(MeticulousException, ValueError):
 
 
 # === Files ====================================================================
-# Write files whole or not at all, and give out ids, with other processes and nodes doing the same.
+# Write files completely or not at all, and give out ids, while other processes and nodes do the same.
 
 _CLAIM_PREFIX = b".claim-"
 _CLAIM_LIFE_S = 3600
@@ -548,8 +539,8 @@ def _describe_set(values):
     return "{%s}" % ", ".join([repr(number) for number in numbers] + others) if plain else "set()"
 
 
-# === Processes ================================================================
-# Say which process this is, where it runs, and which part of a parallel run it does.
+# === Process ==================================================================
+# Who am I, who lives, and who owns an experiment's folder.
 
 _JOB = ("SLURM_CLUSTER_NAME", "SLURM_JOB_ID", "SLURM_JOB_UID", "SLURM_RESTART_COUNT", "SLURMD_NODENAME")
 _TASK = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_STEP_ID", "SLURM_PROCID")
@@ -686,9 +677,6 @@ def _rank():
                 return int(rank), int(size), variable
     return None
 
-
-# === Owners ===================================================================
-# Tell whether a process still runs, and let only one at a time own an experiment's folder.
 
 _OUTSIDE_CONTAINERS = "pid:[4026531836]"  # the number that Linux gives to the first pid namespace
 _SILENCE_S = 600  # an owner whom nobody can ask is given up after so long without a sign of life
@@ -888,7 +876,7 @@ def _release_ownership(folder, number):
 
 
 # === Git ======================================================================
-# Ask git about the code that runs.
+# Ask git which code runs here, and have it ignore the experiments directory.
 
 # Whom git trusts, where its search upwards ends, where its own programs are, and whose name a commit gets.
 # Every other GIT_* is dropped: GIT_DIR, which hooks get, leads elsewhere; GIT_TRACE writes into what we read.
@@ -1067,13 +1055,6 @@ def _read_state(work_tree, at_once=False):
     sha, _, size = first.decode().split()
     return SimpleNamespace(sha=sha, message=_parse_commit(raw[: int(size)])), changed
 
-
-# === Ignoring =================================================================
-# Have git ignore the experiments directory by one commit, whoever else starts now, without a lock of ours.
-#
-# HEAD moves first, by git's compare-and-swap; then the index; the file .gitignore last. So whoever finds the
-# line in the file finds HEAD moved too, and whoever finds only part of this done does the rest: the same
-# bytes in the same places, however many do it.
 
 _IGNORE_FILE = ".gitignore"
 _IGNORE_MESSAGE = "Added experiments directory to .gitignore"
@@ -1382,8 +1363,8 @@ def _convert_default(action):
         return default
 
 
-# === Output files =============================================================
-# Collect what was printed, and append it to the files of the experiments, whatever their disk does.
+# === Output ===================================================================
+# Record what is written to sys.stdout and sys.stderr.
 
 _APPEND = os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0)
 _BAR_INTERVAL_S = 10.0  # how often a file shows a progress bar that is still running
@@ -1599,12 +1580,6 @@ def _to_bytes(parts):
         )
 
 
-# === Output ===================================================================
-# Record what is written to sys.stdout and sys.stderr, so that whoever prints does not notice.
-#
-#     print -> _Tee.write -> the stream below, at once
-#                         -> _Recorder.pending -> when a line ends -> _OutputFile of each experiment
-
 _recorders: "List[Any]" = []  # one for each file of an experiment that runs
 _latest_tees: "Dict[str, Any]" = {}  # weak references, by the names in sys
 
@@ -1753,12 +1728,8 @@ def _make_lock():
     _register_at_fork(prepare, lock.release, forget)
 
 
-# === Exit codes ===============================================================
-# Find out how the main module ended.
-#
-# sys.exit(), exit(), quit()    Python asks a SystemExit for its code when nobody has caught it
-# an exception                  sys.last_traceback goes through the main module
-# the end of the script         the main module stopped at a RETURN instruction
+# === Ending ===================================================================
+# Record how the process ends.
 
 # Opcodes; Python 3.12 and 3.13 have another for constants. The module opcode can't be imported when a program
 # ends without a file descriptor left.
@@ -1989,15 +1960,6 @@ def _describe_child_ending(frame):
 _wrap_exit(sys, "exit")
 
 
-# === Ending ===================================================================
-# Have the experiments that are still open record how the process ends.
-#
-# exits, exceptions             an atexit handler: the threads that Python waits for have ended then, and the
-#                               excepthook, which stays the user's, has shown its traceback
-# SIGTERM, SIGHUP               a handler, where the action was the default one
-# SIGTERM inside a long C call  faulthandler writes the stacks to .signals, for the reader
-# SIGKILL, os._exit(), exec     nothing of ours runs; the reader finds that the process is gone
-
 _STACKS_FILE = ".signals"
 
 _watched: "List[Any]" = []  # the open experiments, the latest last
@@ -2200,8 +2162,8 @@ def _is_reimported_main():
     return process is not None and getattr(process.current_process(), "_inheriting", False)
 
 
-# === Records ==================================================================
-# Compare a new start with what a folder holds, and say what is written about a run.
+# === Experiment ===============================================================
+# What a training script uses.
 
 _OUR_HIDDEN_FILE = r"\.owner-\d+|\.signals|\..+\.[0-9a-f]{16}\.tmp"
 # Everything that a start has written when it is killed before STATUS says RUNNING.
@@ -2324,9 +2286,6 @@ def _list_attempts(folder, metadata):
         attempts[-1]["ended"] = "DEAD" if status == "RUNNING" else _summarize_status(status)
     return attempts
 
-
-# === Attempts =================================================================
-# Write the record of one start, alone in its folder, and in an order that no kill can break.
 
 _SMALLEST_BLOCK = 1024  # bytes; a file that holds one has room for so many
 
@@ -2453,9 +2412,6 @@ class _Attempt:
         self.metadata["attempts"][-1].update(end, ended=_summarize_status(status))
         _write_json(os.path.join(self.folder, "metadata.json"), _to_json(self.metadata))
 
-
-# === Experiment ===============================================================
-# What a training script uses.
 
 _FOLDER_VARIABLE = "METICULOUS_EXPERIMENT_FOLDER"
 
@@ -2679,8 +2635,8 @@ class Experiment:
             _warn(f"the end of {self.curexpdir} can't be recorded whole: {problem}")
 
 
-# === Cells ====================================================================
-# Put single values into text.
+# === Text =====================================================================
+# Turn single values into text.
 
 # Of dicts in dicts: far fewer than Python's limit of 1000 calls in calls, and more than anybody looks at.
 _DEEPEST = 99
@@ -2787,8 +2743,8 @@ def _cut(text, width):
     return text + end
 
 
-# === Reading ==================================================================
-# Read records: each file when an attribute first needs it, and as far as it goes.
+# === Records on disk ==========================================================
+# Read records: each file when an attribute first needs it, and as far as possible.
 
 _USUAL_READ = 64 * 1024
 _LONGEST_READ = 10 * 1024 * 1024
@@ -3036,10 +2992,6 @@ class ExperimentReader:
         return _get_attempts(self.metadata) or [self.metadata]
 
 
-# === Experiments ==============================================================
-# Find records, and give them as rows: flat dicts, {"header.expid": "7", "args.lr": 0.1, ...}.
-
-
 def _list_folders(directory):
     """List the names of the experiments in *directory*. Raises FolderException."""
     try:
@@ -3203,8 +3155,8 @@ def _list_problems(readers):
     return {reader.expid: reader.problems for reader in readers if reader.problems}
 
 
-# === Tables ===================================================================
-# Choose, group, sort and compare rows and columns.
+# === Queries ==================================================================
+# Filter, group, sort and compare rows.
 
 _COMPARED = r"args\.|summary\.|metadata\.githead|header\.(status|duration)"
 
@@ -3408,9 +3360,6 @@ def _diff_commits(readers):
     return f"git diff --stat {shas[0][:7]} {shas[1][:7]}\n{text.rstrip()}"
 
 
-# === Filter ===================================================================
-# Choose rows by an expression, parsed by ast and checked against a white list; nothing is ever evaluated.
-
 _LONGEST_FILTER = 4000
 _LARGEST_NUMBER = 10**300
 _FILTER_WORDS = (
@@ -3598,7 +3547,7 @@ def _compare(kind, left, right):
     return _OPERATORS[kind](left, right)
 
 
-# === Formats ==================================================================
+# === Tables ===================================================================
 # Turn rows into CSV, JSON, Markdown, LaTeX, a DataFrame, or lines for people.
 
 _TITLES = {
@@ -3833,7 +3782,7 @@ def _format_group(row, group, title=""):
     yield from _format_pairs(group + title, pairs)
 
 
-# === Running ==================================================================
+# === Run ======================================================================
 # Record any command: its stdout and stderr are pipes, with this process in the middle.
 
 _CHUNK = 1 << 16
