@@ -89,7 +89,7 @@ if TYPE_CHECKING:
 
 _WINDOWS = os.name == "nt"
 
-if globals().get("_watched"):
+if getattr(globals().get("_session"), "experiments", None):
     raise ImportError("meticulous can't be reloaded while an experiment is open: finish() it first.")
 
 # The package's import paths, for example `from meticulous.experiment import Experiment`. As attributes too,
@@ -212,8 +212,12 @@ class QueryException(MeticulousException, ValueError):
 # === Files ====================================================================
 # Write files completely or not at all, and give out ids, while other processes and nodes do the same.
 
+_BLOCK = 64 * 1024
+# Without O_NONBLOCK, opening a named pipe in place of a file would wait forever (fifo(7)).
+_READ_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _CLAIM_PREFIX = b".claim-"
-_CLAIM_LIFE_S = 3600
+_BUILD_PREFIX = ".new-"  # a hidden folder that becomes an experiment, or an attempt, by rename
+_HIDDEN_LIFE_S = 3600  # longer than any start takes
 _LONGEST_NAME = 255  # bytes, on all usual file systems
 _LONGEST_ID = 200  # bytes, because names of hidden files are longer than the id
 
@@ -226,14 +230,21 @@ def _local_time(timestamp=None):
 
 
 def _unique_name():
-    """Make a name that no other process on any node makes."""
+    """Return a name that no other process on any node makes."""
     return os.urandom(8).hex()
 
 
 def _encodable(text, stream):
-    """Put escapes into *text* for what the encoding of *stream* lacks."""
+    """Escape the characters of *text* that the encoding of *stream* lacks."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _show_controls(text):
+    """Escape control characters and others that can't be printed, so that a terminal never obeys them."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _say(text):
@@ -242,36 +253,51 @@ def _say(text):
         sys.stderr.write(_encodable(text, sys.stderr))
         sys.stderr.flush()
     except Exception:
-        # stderr may be None, closed, full or somebody's broken stand-in: no reason to disturb the program.
+        # stderr may be None, closed, full or a broken replacement: not a reason to disturb the program.
         pass
 
 
 def _warn(text):
-    """Say one line on stderr."""
-    _say(f"meticulous: {text}\n")
+    """Write a message of one or two lines to stderr."""
+    _say("meticulous: " + "\n".join(map(_show_controls, text.split("\n"))) + "\n")
 
 
 def _explain(error):
-    """Put an OSError into a few words."""
+    """Return the message of an OSError in a few words."""
     return error.strerror or str(error)
 
 
+def _create_file(path, content):
+    """Write *content* (bytes) to a file in a folder that no other process knows of yet."""
+    with open(path, "wb") as file:
+        file.write(content)
+
+
 def _write_file(path, content):
-    """Put *content* (bytes) at *path* so that any reader sees the old file or the new one, whole.
+    """Put *content* (bytes) at *path* so that a reader sees either the old file or the new one, complete.
 
     Not synced to disk: after a power cut it may be the old one. OSError names *path*.
     """
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, f".{name}.{_unique_name()}.tmp")
     try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-        os.replace(temporary, path)
+        _create_file(temporary, content)
+        _replace_file(temporary, path)
     except BaseException as error:
         _remove_file(temporary)
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror, path) from error
         raise
+
+
+def _replace_file(source, target):
+    deadline = time.monotonic() + 1
+    while _WINDOWS and time.monotonic() < deadline:
+        try:
+            return os.replace(source, target)
+        except PermissionError:  # there, a reader that has the file open forbids it
+            time.sleep(0.01)
+    os.replace(source, target)
 
 
 def _remove_file(path):
@@ -282,35 +308,56 @@ def _remove_file(path):
         pass
 
 
-def _write_json(path, value):
+def _remove_folder(path):
+    """Remove a folder and everything in it, as far as possible."""
+    import shutil
+
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _to_bytes(value):
+    """Write plain JSON as the package does: indented by four, ASCII."""
     import json
 
-    _write_file(path, json.dumps(value, indent=4).encode("ascii"))
+    return json.dumps(value, indent=4).encode("ascii")
 
 
-def _read_bytes(path):
-    with open(path, "rb", buffering=0) as file:
-        return file.read()
+def _read_file(path, limit=None):
+    """Return the content of a file. Raises OSError, or ValueError if it has more than *limit* bytes."""
+    descriptor = os.open(path, _READ_FLAGS)
+    try:
+        content = os.read(descriptor, _BLOCK)
+        if len(content) == _BLOCK:
+            with open(descriptor, "rb", closefd=False) as file:
+                content += file.read(-1 if limit is None else limit)
+    finally:
+        os.close(descriptor)
+    if limit is not None and len(content) > limit:
+        raise ValueError(f"it is larger than {limit} bytes")
+    return content
 
 
-def _read_json(path):
-    import json
-
-    return json.loads(_read_bytes(path).decode("utf-8"))
+def _read_if_there(path):
+    """Return the content of a file, None if it is missing."""
+    try:
+        return _read_file(path)
+    except FileNotFoundError:
+        return None
 
 
 def _load_mapping(path):
-    """Read a JSON object; one that is missing is empty. Raises FolderException if it is something else."""
+    """Read a JSON object; a missing one is empty. Raises FolderException if it is something else."""
+    import json
+
     try:
-        value = _read_json(path)
-    except FileNotFoundError:
-        return {}
+        content = _read_if_there(path)
+        value = {} if content is None else json.loads(content.decode("utf-8"))
     except OSError as error:
         raise FolderException(path, f"can't be read: {_explain(error)}.", error.errno) from error
-    except ValueError as error:
-        raise FolderException(path, f"can't be read ({error}): mend it, or move it away.") from error
+    except (ValueError, RecursionError) as error:
+        raise FolderException(path, f"can't be read ({error}): fix it, or move it away.") from error
     if not isinstance(value, dict):
-        raise FolderException(path, "holds no JSON object: mend it, or move it away.")
+        raise FolderException(path, "does not hold a JSON object: fix it, or move it away.")
     return value
 
 
@@ -346,12 +393,12 @@ def _check_id(experiment_id):
     if isinstance(experiment_id, bool) or not (
         isinstance(experiment_id, str) or hasattr(type(experiment_id), "__index__")
     ):
-        raise InvalidIdException(experiment_id, "it is neither a text nor an integer")
+        raise InvalidIdException(experiment_id, "it is neither a string nor an integer")
     name = str(experiment_id)
     if name.startswith((".", "-")):
         raise InvalidIdException(experiment_id, "it begins with '.' or '-'")
     if any(ord(character) < 32 or character in "/\\\x7f" for character in name):
-        raise InvalidIdException(experiment_id, "it has a separator or a control character in it")
+        raise InvalidIdException(experiment_id, "it contains a separator or a control character")
     try:
         encoded = os.fsencode(name)
     except UnicodeEncodeError:
@@ -362,19 +409,24 @@ def _check_id(experiment_id):
 
 
 def _list_ids(directory):
-    """List what integer ids were given out in *directory*: the largest, and those with a claim."""
+    """Return the largest integer id given out in *directory*, and the hidden names there that are ours."""
     from itertools import filterfalse, repeat
 
     # As bytes, because only bytes.isdigit means ASCII digits. A loop over 100,000 names, or int(), would
-    # take half as long as to list them; filled up with zeros, numbers have the order of texts.
+    # take half as long as listing them; padded with zeros, numbers sort like strings.
     names = os.listdir(os.fsencode(directory))
     largest = max(map(bytes.zfill, names, repeat(_LONGEST_NAME)), default=b"0")
-    if not largest.isdigit():  # a letter comes behind the digits, while a dot, for what is hidden, does not
+    if not largest.isdigit():  # a letter sorts after the digits, while a dot, of hidden names, does not
         largest = max(filter(bytes.isdigit, names), key=int, default=b"0")
-    others = filterfalse(bytes.isdigit, names)
-    claimed = [name[len(_CLAIM_PREFIX) :] for name in others if name.startswith(_CLAIM_PREFIX)]
-    claims = [int(number) for number in claimed if number.isdigit()]
-    return max(int(largest), *claims, 0), claims
+    ours = (_CLAIM_PREFIX, os.fsencode(_BUILD_PREFIX))
+    hidden = [name for name in filterfalse(bytes.isdigit, names) if name.startswith(ours)]
+    return max(int(largest), *map(_claimed_number, hidden), 0), hidden
+
+
+def _claimed_number(name):
+    """Return the number of a claim's name; 0 for any other name."""
+    number = name[len(_CLAIM_PREFIX) :]
+    return int(number) if name.startswith(_CLAIM_PREFIX) and number.isdigit() else 0
 
 
 def _claim_path(directory, number):
@@ -382,7 +434,7 @@ def _claim_path(directory, number):
 
 
 def _claim_id(directory, number):
-    """Claim the integer id *number*; False if it was given out before."""
+    """Claim the integer id *number*; return whether it was not given out before."""
     try:
         os.close(os.open(_claim_path(directory, number), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         return True
@@ -390,50 +442,50 @@ def _claim_id(directory, number):
         return False
 
 
-def _new_ids(directory):
+def _claim_ids(directory, undo):
     """Yield integer ids that only the caller has claimed, the next free one first.
 
-    A claim outlives its folder, so that no id is given out twice, and is swept after an hour.
+    A claim outlives its folder, so that no id is given out twice, and is swept after an hour. The ExitStack
+    *undo* is to give them back.
     """
-    listed_at = time.time()
-    number, claims = _list_ids(directory)
+    listed_at = time.monotonic()
+    number, hidden = _list_ids(directory)
     while True:
         number += 1
         # After losing, try the next number: network file systems may answer a second listing from a cache.
         if not _claim_id(directory, number):
             continue
-        if time.time() - listed_at > _CLAIM_LIFE_S / 2:
-            # This process slept so long that claims it has not listed may have been swept again.
-            listed_at = time.time()
-            number, claims = _list_ids(directory)
+        if time.monotonic() - listed_at > _HIDDEN_LIFE_S / 2:
+            # This process was stopped so long that claims it has not listed may have been swept already.
+            listed_at = time.monotonic()
+            number, hidden = _list_ids(directory)
             continue
-        _sweep_claims(directory, number, claims)
+        undo.callback(_remove_file, _claim_path(directory, number))
+        _sweep(directory, _claim_path(directory, number), hidden)
         yield number
 
 
-def _claim_explicit_id(directory, number):
-    """Have *number* count as given out, though it was asked for; True if it did not before."""
-    if not _claim_id(directory, number):
-        return False
-    _sweep_claims(directory, number, _list_ids(directory)[1])
-    return True
-
-
-def _sweep_claims(directory, newest, claims):
-    """Remove up to 100 claims, lowest first, so much older than *newest* that no start wants them.
+def _sweep(directory, newest, hidden):
+    """Remove some of the *hidden* files and folders that are an hour older than the file *newest*.
 
     The claim on the highest id stays: it is the memory of what was given out.
     """
-    # The file system's clock dates both files, so it need not agree with this node's.
-    now = os.stat(_claim_path(directory, newest)).st_mtime
-    for number in sorted({newest, *claims})[:-1][:100]:
-        path = _claim_path(directory, number)
+    if not hidden:
+        return
+    candidates = sorted(hidden, key=_claimed_number)
+    # A random window, because those at the front may belong to another user in a sticky directory.
+    start = int.from_bytes(os.urandom(4), "big") % len(candidates)
+    # The file system's clock dates both, so it need not agree with this node's.
+    now = os.stat(newest).st_mtime
+    for name in candidates[start : start + 16]:
+        path = os.path.join(os.fsencode(directory), name)
         try:
-            if now - os.stat(path).st_mtime < _CLAIM_LIFE_S:
+            if now - os.stat(path).st_mtime < _HIDDEN_LIFE_S:
                 return
+            os.unlink(path)
         except OSError:
-            continue
-        _remove_file(path)
+            if os.path.isdir(path):
+                _remove_folder(path)
 
 
 # === Values ===================================================================
@@ -539,11 +591,25 @@ def _describe_set(values):
     return "{%s}" % ", ".join([repr(number) for number in numbers] + others) if plain else "set()"
 
 
+def _check_mapping(name, value):
+    import json
+
+    plain = _to_json(value)
+    try:
+        plain = json.loads(json.dumps(plain))
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits
+        raise InvalidArgsException(f"{name} can't be written as JSON: {error}.") from None
+    if not isinstance(plain, dict):
+        raise InvalidArgsException(f"{name} must be a mapping, not {type(value).__name__}.")
+    return plain
+
+
 # === Process ==================================================================
 # Who am I, who lives, and who owns an experiment's folder.
 
-_JOB = ("SLURM_CLUSTER_NAME", "SLURM_JOB_ID", "SLURM_JOB_UID", "SLURM_RESTART_COUNT", "SLURMD_NODENAME")
-_TASK = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_STEP_ID", "SLURM_PROCID")
+_JOB = ("SLURM_CLUSTER_NAME", "SLURM_JOB_ID", "SLURM_JOB_UID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID",
+        "SLURMD_NODENAME")  # fmt: skip
+_TASK = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_PROCID", "SLURM_HET_JOB_ID")
 _NODES = ("SLURM_JOB_NAME", "SLURM_JOB_PARTITION", "SLURM_JOB_NODELIST")
 _GPUS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "SLURM_JOB_GPUS")
 _RANKS = (
@@ -551,18 +617,22 @@ _RANKS = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),  # Open MPI
     ("PMI_RANK", "PMI_SIZE"),  # MPICH and its relatives
 )
+_OUTSIDE_CONTAINERS = "pid:[4026531836]"  # the number that Linux gives to the first pid namespace
+_SILENCE_S = 600  # an owner that can't be asked is given up after so long without a sign of life
+_SLURM_TIMEOUT_S = 10
+_SLURM_ANSWER_LIFE_S = 10
 
 
 def _read_text(path):
-    """Read a small file of the system; '' if it is not there, as on macOS."""
+    """Read a small file of the system; '' if it is missing, as on macOS."""
     try:
-        return _read_bytes(path).decode("utf-8", "replace").strip()
+        return _read_file(path).decode("utf-8", "replace").strip()
     except OSError:
         return ""
 
 
 def _read_link(path):
-    """Read a symbolic link of the system; '' if it is not there."""
+    """Read a symbolic link of the system; '' if it is missing."""
     try:
         return os.readlink(path)
     except OSError:
@@ -572,10 +642,10 @@ def _read_link(path):
 def _read_stat(pid):
     """Return state, start and stack of a process, as in proc(5); ("", None, None) without /proc.
 
-    The start is in clock ticks since the boot. The stack, of whose address this is only a part, is at another
-    place after an exec, which keeps pid and start; it is 0 for those who may not trace the process.
+    The start is in clock ticks since the boot. The stack (part of its address) moves with an exec, which keeps
+    pid and start; it is 0 for those who may not trace the process.
     """
-    # The program's name, in parentheses, may itself hold spaces and parentheses.
+    # The program's name, in parentheses, may itself contain spaces and parentheses.
     fields = _read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
     if len(fields) < 26:
         return "", None, None
@@ -616,7 +686,7 @@ def _describe_process():
     _, start, stack = _read_stat("self")
     process = {
         "host": _read_host(),
-        # Only its beginning, because machine-id(5) asks not to show it around.
+        # Only its beginning, because machine-id(5) asks to keep it confidential.
         "machine": _read_text("/etc/machine-id")[:8],
         "boot": _read_text("/proc/sys/kernel/random/boot_id"),
         "pid-namespace": _read_link("/proc/self/ns/pid"),
@@ -629,14 +699,14 @@ def _describe_process():
 
 
 def _describe_place():
-    """Describe where this process runs, for people: a white list, never the whole environment."""
+    """Describe where this process runs, for people: a white list, never the complete environment."""
     log_file = _read_link("/proc/self/fd/1")
     place = {
         "host": _read_host() or None,
         "user": _read_user(),
         "python": sys.version.split()[0],
         "platform": " ".join(os.uname()[i] for i in (0, 2, 4)) if hasattr(os, "uname") else sys.platform,
-        # An empty text counts, because it hides all of them.
+        # An empty string counts, because it hides all of them.
         "gpus": next((os.environ[name] for name in _GPUS if name in os.environ), None),
         "log-file": log_file if os.path.isfile(log_file) else None,
         **_read_variables(_JOB + _TASK + _NODES),
@@ -644,44 +714,24 @@ def _describe_place():
     return {key: value for key, value in place.items() if value is not None}
 
 
-def _register_at_fork(before, in_parent, in_child):
-    """Have three functions called whenever this process forks."""
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=before, after_in_parent=in_parent, after_in_child=in_child)
-    elif hasattr(os, "fork"):  # Python 3.6
-        original = os.fork
-
-        def fork():
-            child = None
-            before()
-            try:
-                child = original()
-                return child
-            finally:
-                (in_child if child == 0 else in_parent)()
-
-        os.fork = fork
-
-
-def _rank():
+def _find_rank():
     """Return (rank, world size, variable) if this process does one part of a run; None if it does all of it.
 
     SLURM_PROCID does not count: the tasks of `srun -n 8` are as often eight runs as one.
     """
+    get = os.environ.get
     for variable, size_variable in _RANKS:
-        rank, size = os.environ.get(variable, ""), os.environ.get(size_variable, "")
+        rank, size = get(variable, ""), get(size_variable, "")
         if rank.isdecimal() and size.isdecimal() and int(size) > 1:
             # Where Slurm's MpiDefault is pmi2, srun sets PMI_RANK for every program, and PMI_JOBID with it.
-            is_by_srun = "PMI_JOBID" in os.environ and size == os.environ.get("SLURM_STEP_NUM_TASKS")
+            is_by_srun = "PMI_JOBID" in os.environ and size == get("SLURM_STEP_NUM_TASKS")
             if not (variable == "PMI_RANK" and is_by_srun):
                 return int(rank), int(size), variable
+    # Lightning's own launcher sets no RANK. Of its processes one is the first of the first node.
+    node, local, size = get("NODE_RANK", get("GROUP_RANK", "")), get("LOCAL_RANK", ""), get("WORLD_SIZE", "")
+    if "RANK" not in os.environ and all(map(str.isdecimal, (node, local, size))) and int(size) > 1:
+        return int(node) or int(local), int(size), "LOCAL_RANK"
     return None
-
-
-_OUTSIDE_CONTAINERS = "pid:[4026531836]"  # the number that Linux gives to the first pid namespace
-_SILENCE_S = 600  # an owner whom nobody can ask is given up after so long without a sign of life
-_SLURM_TIMEOUT_S = 10
-_SLURM_ANSWER_LIFE_S = 10
 
 
 def _agree(process, other, *keys):
@@ -689,10 +739,11 @@ def _agree(process, other, *keys):
 
 
 def _is_running(process, scheduler=None):
-    """Tell whether a process that _describe_process() described runs: True, False, or None if nobody knows.
+    """Return whether a process that _describe_process() described runs; None if it is unknown.
 
-    *scheduler* is a _Scheduler to ask about a process that can't be seen from here. False is certain.
-    A process that is stopped or frozen runs; a zombie does not.
+    *scheduler* is a _Scheduler to ask about a process that can't be seen from here. A process that is stopped
+    or frozen runs; a zombie does not. False is certain for a process of this machine; Slurm says it, too, of
+    a node that it lost contact with.
     """
     here = _describe_process()
     if _agree(process, here, "host", "boot", "pid-namespace"):
@@ -703,7 +754,8 @@ def _is_running(process, scheduler=None):
         return False  # the machine was started again since
     if "slurm-job-id" in here and _agree(process, here, "slurm-job-id", "slurm-cluster-name"):
         # Slurm ends the processes of a job before it starts the job again.
-        return None if _agree(process, here, "slurm-restart-count") else False
+        if not _agree(process, here, "slurm-restart-count"):
+            return False
     return scheduler.is_job_running(process) if scheduler else None
 
 
@@ -722,58 +774,85 @@ def _is_pid_running(process):
     is_our_proc = _read_link("/proc/self") == str(os.getpid())
     state, start, stack = _read_stat(pid) if is_our_proc else ("", None, None)
     if not state:
-        return True
+        return "process-start" in process or _was_started_before(pid, process.get("start-epoch"))
     has_executed = stack and process.get("process-stack", stack) != stack
     return state not in "ZX" and process.get("process-start", start) == start and not has_executed
 
 
+def _was_started_before(pid, epoch):
+    """Return whether process *pid* began before *epoch*, as ps(1) says; True if it doesn't say (macOS)."""
+    from subprocess import DEVNULL, SubprocessError, check_output
+
+    try:
+        command = ["ps", "-o", "lstart=", "-p", str(pid)]
+        answer = check_output(command, env=dict(os.environ, LC_ALL="C"), stderr=DEVNULL, timeout=5)
+        return time.mktime(time.strptime(answer.decode().strip())) <= epoch + 2
+    except (OSError, SubprocessError, TypeError, ValueError):
+        return True
+
+
 class _Scheduler:
-    """Ask Slurm about the jobs of this user: once for a whole listing, and only if a record needs it."""
+    """Ask Slurm about the jobs of this user: once for a complete listing, and only if a record needs it."""
 
     def __init__(self):
-        self._cluster, self._jobs, self._valid_until = "", {}, float("-inf")
+        self._cluster, self._jobs, self._steps, self._valid_until = "", {}, set(), float("-inf")
 
     def is_job_running(self, process):
-        """Tell whether the job that *process* is part of runs: True, False, or None if Slurm can't tell."""
+        """Return whether the job that *process* is part of runs; None if Slurm can't tell."""
         # Many sites hide the jobs of other users. What salloc starts on a login node, without a slurmd, may
         # outlive its job.
         if _WINDOWS or "slurmd-nodename" not in process or process.get("slurm-job-uid") != os.getuid():
             return None
         if time.monotonic() > self._valid_until:
-            self._cluster, self._jobs = _ask_slurm()
+            self._cluster, self._jobs, self._steps = _ask_slurm()
             self._valid_until = time.monotonic() + _SLURM_ANSWER_LIFE_S
         if process.get("slurm-cluster-name") != self._cluster:
             return None  # other clusters have the same numbers
-        state, restarts = self._jobs.get(str(process.get("slurm-job-id")), ("GONE", 0))
+        job, step = process.get("slurm-job-id"), process.get("slurm-step-id")
+        state, restarts = self._jobs.get(str(job), ("GONE", 0))
         # A COMPLETING job that is requeued counts as restarted while its old processes are still being ended.
         has_restarted = restarts > process.get("slurm-restart-count", 0) and state != "COMPLETING"
         if state == "GONE" or has_restarted:
             return False
+        if state == "RUNNING" and step is not None and f"{job}.{step}" not in self._steps:
+            return False  # a step that has ended, of a job that goes on with the next
         return True if state in ("RUNNING", "SUSPENDED") else None
 
 
 def _ask_slurm():
-    """Return the cluster's name and {job id: (state, restarts)} of this user's jobs; ("", {}) if it fails."""
+    """Return the cluster's name, {job id: (state, restarts)} of this user's jobs, and the ids of their steps.
+
+    ("", {}, set()) if Slurm does not answer.
+    """
     from functools import partial
-    from subprocess import DEVNULL, SubprocessError, check_output
+    from subprocess import DEVNULL, SubprocessError, TimeoutExpired, check_output
 
     # These variables are defaults for options, which hide jobs or ask other clusters.
     foreign = ("SQUEUE_", "SLURM_CLUSTERS")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     ask = partial(check_output, env=environment, stderr=DEVNULL, timeout=_SLURM_TIMEOUT_S, errors="replace")
     # --all: also the jobs in partitions that are hidden from this user.
-    squeue = ["squeue", "--noheader", "--all", f"--user={os.getuid()}", "--Format=jobid,state,restartcnt"]
+    squeue = ["squeue", "--noheader", "--all", f"--user={os.getuid()}"]
     try:
         cluster = re.search(r"^ClusterName *= *(\S+)", ask(["scontrol", "show", "config"]), re.MULTILINE)
-        jobs = re.findall(r"^(\d+) +(\w+) +(\d+)", ask(squeue), re.MULTILINE)
+        jobs = re.findall(
+            r"^(\d+) +(\w+) +(\d+)", ask(squeue + ["--Format=jobid,state,restartcnt"]), re.MULTILINE
+        )
+        steps = set(ask(squeue + ["--steps", "--format=%i"]).split())
+    except TimeoutExpired:
+        _warn(
+            f"Slurm has not answered for {_SLURM_TIMEOUT_S} seconds: what it knows of running jobs is left out."
+        )
+        return "", {}, set()
     except (OSError, SubprocessError):
-        return "", {}
-    return cluster.group(1) if cluster else "", {job: (state, int(restarts)) for job, state, restarts in jobs}
+        return "", {}, set()
+    jobs = {job: (state, int(restarts)) for job, state, restarts in jobs}
+    return cluster.group(1) if cluster else "", jobs, steps
 
 
 def _last_sign_of_life(folder):
     """Return when an experiment's process last wrote to *folder*, in seconds since the epoch, or None."""
-    ours = r"stdout|stderr|STATUS|summary\.json|metadata\.json|\.owner-[0-9]+"
+    ours = r"stdout|stderr|STATUS|summary\.json|metadata\.json|metrics\.jsonl|\.attempt-[0-9]+"
     try:
         with os.scandir(folder) as files:
             times = [file.stat().st_mtime for file in files if re.fullmatch(ours, file.name)]
@@ -782,97 +861,148 @@ def _last_sign_of_life(folder):
     return max(times, default=None)
 
 
-def _owner_path(folder, number):
-    return os.path.join(folder, f".owner-{number}")
-
-
 def _get_attempts(metadata):
-    """Give the list of attempts in *metadata*; [] if the package wrote it, which knows of one only."""
+    """Return the list of attempts in *metadata*; [] if the package wrote it, which knows of one only."""
     attempts = metadata.get("attempts")
     is_list = isinstance(attempts, list) and all(isinstance(attempt, dict) for attempt in attempts)
     return attempts if is_list else []
 
 
-def _count_attempts(folder):
-    return len(_get_attempts(_load_mapping(os.path.join(folder, "metadata.json"))))
+def _attempt_path(folder, number):
+    return os.path.join(folder, f".attempt-{number}")
 
 
-def _take_ownership(folder, process):
-    """Make *process* the one owner of the experiment in *folder*; returns the number of its attempt.
+def _find_newest_attempt(folder):
+    """Return the number of the newest attempt that was claimed; 1 for an experiment that was never resumed."""
+    names = (name for name in os.listdir(folder) if re.fullmatch(r"\.attempt-[0-9]+", name))
+    return max((int(name[9:]) for name in names), default=1)
 
-    The owner of attempt 2 is whoever makes the file .owner-2, which nobody does while the process in .owner-1
-    may live: that raises RunningException. No file is ever taken away from another owner.
+
+def _claim_attempt(folder, process):
+    """Claim the next attempt of the experiment in *folder* for *process*; return its number.
+
+    The claim is a rename: a hidden directory that holds the process becomes .attempt-NUMBER, which fails if
+    that is there, on network file systems too. The newest claim stays, so that no number is used twice.
+    Raises RunningException while the process of the newest attempt may live.
     """
-    while True:
-        attempts = _count_attempts(folder)
-        owners = _read_owners(folder)
-        for owner in owners.values():
-            _check_gone(folder, owner)
-        number = 1 + max([attempts, *owners])
-        path = _owner_path(folder, number)
-        if _claim_attempt(path, process):
-            # While this process slept, others may have run the experiment and removed their files.
-            if _count_attempts(folder) == attempts:
-                return number
-            _remove_file(path)
-        time.sleep(0.01)
-
-
-def _read_owners(folder):
-    """Return {number: process} of the .owner-NUMBER files in *folder*; {} for a process in a broken file."""
-    owners = {}
-    for name in os.listdir(folder):
-        prefix, _, number = name.rpartition("-")
-        if prefix != ".owner" or not number.isdecimal():
-            continue
-        try:
-            owners[int(number)] = dict(_read_json(os.path.join(folder, name)))
-        except FileNotFoundError:
-            pass  # released since it was listed
-        except (OSError, ValueError, TypeError):
-            owners[int(number)] = {}
-    return owners
-
-
-def _check_gone(folder, owner):
-    """Raise RunningException if *owner* may still run the experiment in *folder*."""
-    is_running = _is_running(owner, _Scheduler())
-    if is_running is None:
-        # Clocks differ a bit, but a time far in the future is no sign of life.
-        sign = _last_sign_of_life(folder)
-        is_running = sign is None or abs(time.time() - sign) < _SILENCE_S
-        if not is_running:
-            name = f"pid {owner.get('pid')} on {owner.get('host')}"
-            _warn(f"{folder} counts as abandoned, though nobody can tell whether {name} still runs it.")
-    if is_running:
-        raise RunningException(folder, owner, owner.get("since", "an unknown time"))
-
-
-def _claim_attempt(path, process):
-    """Make the file *path*, which holds *process*; False if another process has made it."""
-    temporary = f"{path}.{_unique_name()}.tmp"
-    _write_json(temporary, {**process, "since": _local_time()})
+    claim = os.path.join(folder, _BUILD_PREFIX + _unique_name())
+    os.mkdir(claim)
     try:
-        # A link never is without its content, at whatever moment this process is killed.
-        os.link(temporary, path)
-    except FileExistsError:
-        # A network file system that lost the answer and asked again says so to the winner, too.
-        return os.stat(temporary).st_nlink == 2
-    except OSError:  # this file system has no links
-        try:
-            open(path, "x").close()
-        except FileExistsError:
-            return False
-        os.replace(temporary, path)
-    finally:
-        _remove_file(temporary)
-    return True
+        _create_file(os.path.join(claim, "process.json"), _to_bytes(process))
+        while True:
+            metadata = _load_mapping(os.path.join(folder, "metadata.json"))
+            attempts = len(_get_attempts(metadata))
+            newest = max(attempts, _find_newest_attempt(folder))
+            _check_gone(folder, metadata, newest, os.stat(claim).st_mtime)
+            try:
+                os.rename(claim, _attempt_path(folder, newest + 1))
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                continue  # another process was faster: look at that one
+            # While this process was stopped, others may have run the experiment and removed older claims.
+            if _find_newest_attempt(folder) == newest + 1:
+                break
+            os.rename(_attempt_path(folder, newest + 1), claim)
+    except BaseException:
+        _remove_folder(claim)
+        raise
+    for number in range(2, newest + 1):
+        _remove_folder(_attempt_path(folder, number))
+    return newest + 1
 
 
-def _release_ownership(folder, number):
-    """Give up attempt *number*, once its end is recorded, and what killed ones before it have left."""
-    for earlier in range(1, number + 1):
-        _remove_file(_owner_path(folder, earlier))
+def _check_gone(folder, metadata, newest, now):
+    """Raise RunningException if the *newest* attempt of the experiment in *folder* may still run.
+
+    *now* is the file server's time, which need not agree with this node's.
+    """
+    attempts = _get_attempts(metadata)
+    process = attempts[-1] if attempts else {}
+    if newest > max(1, len(attempts)):  # claimed, and metadata does not tell of it yet
+        process = _load_mapping(os.path.join(_attempt_path(folder, newest), "process.json"))
+    elif not process or "end-time" in process or _read_if_there(os.path.join(folder, "STATUS")) != b"RUNNING":
+        return
+    is_running = _is_running(process, _Scheduler())
+    if is_running is None:
+        # Clocks differ a bit, but a time far in the future is not a sign of life.
+        sign = _last_sign_of_life(folder)
+        is_running = sign is None or abs(now - sign) < _SILENCE_S
+        if not is_running:
+            name = f"pid {process.get('pid')} on {process.get('host')}"
+            _warn(f"{folder} counts as abandoned: it is unknown whether {name} still runs it.")
+    if is_running:
+        raise RunningException(folder, process, process.get("start-time", "an unknown time"))
+
+
+class _Session:
+    """What belongs to the open experiments of this process; a forked child begins with a new one.
+
+    experiments: the open ones, the latest last. is_exiting: whether the process is at its end. hooks: an ExitStack that removes what was installed for them.
+    lock: the one lock of this module, re-entrant because a signal handler may print, log and finish.
+    """
+
+    def __init__(self):
+        from _thread import RLock  # what threading.RLock() returns, without importing threading
+
+        self.lock = RLock()
+        self.experiments = []
+        self.hooks = None
+        self.is_exiting = False
+        self._holders = []
+        self._held = []
+
+    def is_holding(self, signum):
+        """Return whether a signal has to wait; it is sent again when it need not any more."""
+        if self._holders:
+            self._held.append(signum)
+        return bool(self._holders)
+
+    def get_held(self):
+        return self._held[0] if self._held else None
+
+    def hold(self):
+        """Have the handlers of our signals wait until release()."""
+        self._holders.append(None)
+
+    def release(self):
+        import signal
+        from _thread import interrupt_main
+
+        del self._holders[-1:]  # in a child that was forked in between there are none
+        while self._held and not self._holders:
+            signum = self._held.pop()
+            # On Windows os.kill ends the process, whatever the signal.
+            interrupt_main() if signum == signal.SIGINT else os.kill(os.getpid(), signum)
+
+
+class _Hold:
+    """Hold SIGTERM, SIGHUP and Ctrl-C until the end of a block, so that it is not left half done."""
+
+    def __enter__(self):
+        import signal
+
+        _session.hold()
+        handler = signal.getsignal(signal.SIGINT)
+        self._handler = handler if callable(handler) and _in_main_thread() else None
+        if self._handler:
+            signal.signal(signal.SIGINT, lambda signum, frame: _session.is_holding(signum))
+
+    def __exit__(self, *exc_info):
+        import signal
+
+        if self._handler:
+            signal.signal(signal.SIGINT, self._handler)
+        _session.release()
+
+
+def _in_main_thread():
+    import threading
+
+    return threading.get_ident() == threading.main_thread().ident
+
+
+_session = _Session()
 
 
 # === Git ======================================================================
@@ -983,7 +1113,7 @@ def _find_top(directory):
         if _is_top(folder):
             config = os.path.join(folder, ".git", "config")
             # core.worktree may put the work tree elsewhere.
-            is_plain = not os.path.isfile(config) or b"worktree" not in _read_bytes(config).lower()
+            is_plain = not os.path.isfile(config) or b"worktree" not in _read_file(config).lower()
             return folder if is_plain else None
         # git may not search across file systems; HEAD is in .git itself and in bare repositories.
         if os.path.ismount(folder) or os.path.lexists(os.path.join(folder, "HEAD")):
@@ -1106,7 +1236,7 @@ def _is_ignored(work_tree, path):
     file = os.path.join(work_tree, _IGNORE_FILE)
     is_link = os.path.islink(os.path.join(work_tree, path))
     # check-ignore costs a process, and says no while a file below is tracked. git follows no link here.
-    content = _read_bytes(file) if os.path.isfile(file) and not os.path.islink(file) else b""
+    content = _read_file(file) if os.path.isfile(file) and not os.path.islink(file) else b""
     if _has_line(content, _escape_pattern(path), is_link):
         return True
     # A pattern with a slash at its end matches what is not there yet only if asked with one, and a link only
@@ -1241,7 +1371,7 @@ def _finish_commit(work_tree, head):
     return True
 
 
-def _prepare_repository(work_tree, experiments_directory, make_directory):
+def _prepare_repository(work_tree, experiments_directory, make_directory, allow_dirty=False):
     """Check that *work_tree* is clean, make the experiments directory, have git ignore it; return HEAD."""
     path = _find_ignorable_path(work_tree, experiments_directory)
     while True:
@@ -1257,6 +1387,10 @@ def _prepare_repository(work_tree, experiments_directory, make_directory):
         if is_ignored:
             return head
         _commit_line(work_tree, head, _escape_pattern(path))
+
+
+def _differs_only_by_our_commits(work_tree, recorded, head):
+    return False
 
 
 # === Arguments ================================================================
@@ -1364,24 +1498,49 @@ def _convert_default(action):
 
 
 # === Output ===================================================================
-# Record what is written to sys.stdout and sys.stderr.
+# Record what is written to sys.stdout and sys.stderr. The streams stay the same objects: their methods are
+# patched, so whoever got hold of a stream before (logging handlers, `from sys import stderr`) is recorded, too.
+#
+#     print -> write -> the stream's own write, at once
+#                    -> _Recorder.pending -> when a line ends -> _OutputFile of each experiment
 
-_APPEND = os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0)
+# Never through a link that somebody planted in a shared folder; O_NONBLOCK for a named pipe (see _READ_FLAGS).
+_APPEND = os.O_WRONLY | os.O_APPEND
+for _flag in ("O_BINARY", "O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"):
+    _APPEND |= getattr(os, _flag, 0)
 _BAR_INTERVAL_S = 10.0  # how often a file shows a progress bar that is still running
-_UNSAVED_LIMIT = 1 << 20  # bytes kept while they can't be written; of the rest there is only this:
+_LONGEST_BAR = 1 << 16  # bytes; more is not a bar
+_UNSAVED_LIMIT = 1 << 20  # bytes kept while they can't be written; the rest is replaced by this:
 _GAP = b"\n[meticulous: output is missing here]\n"
 
-# A line is written when it ends, and uses up time. Who uses it faster than it goes by is a flood, which is
-# written in intervals; what was not used is saved up for a traceback or the report of an epoch.
+# Token bucket: each line costs 0.1 ms, up to 40 ms can be saved; over budget, write every 10 ms. So a line at
+# ordinary pace, a traceback or the report of an epoch is in the file when print returns.
 _LINE_S = 0.0001
-_SAVED_UP_S = 0.04
+_SAVED_S = 0.04
 _FLOOD_INTERVAL_S = 0.01
-_WRITES_PENDING = 1000  # so many are written even if no line ended
+_WRITES_PENDING = 1000  # so many are written even if no line ended,
+_LONGEST_PENDING = 4096  # and anything that has so many characters
 
 # What a carriage return overwrote in a line. "\r\n" ends a line, and after "50%\r" the screen shows 50%.
 _OVERWRITTEN = rb"(?m)^.*\r(?=[^\r\n])"
+# How nested bars (tqdm, rich) move: to the next line, up some lines, and erase a line (ECMA-48 CUU and EL).
+_MOVES = rb"(\n|\x1b\[[0-9]*A|\x1b\[2K)"
 
-_output_lock: "Any" = None  # made for the first experiment; reentrant, because a signal handler may print
+
+def _fold(data):
+    """Return the lines that a screen shows after *data*, and the number of the one with the cursor."""
+    rows, row = [b""], 0
+    for part in re.split(_MOVES, data):
+        if part == b"\n":
+            row += 1
+            rows[row:] = rows[row:] or [b""]
+        elif part == b"\x1b[2K":
+            rows[row] = b"\r"
+        elif part.startswith(b"\x1b[") and re.fullmatch(_MOVES, part):
+            row = max(0, row - int(part[2:-1] or 1))
+        elif part:
+            rows[row] = re.sub(_OVERWRITTEN, b"\r", rows[row] + part)
+    return rows, row
 
 
 class _OutputFile:
@@ -1393,16 +1552,19 @@ class _OutputFile:
     def __init__(self, path, faults):
         self.path = path
         self.faults = faults
-        self.descriptor = os.open(path, _APPEND | os.O_CREAT, 0o666)
+        self.descriptor = _open_to_append(path, os.O_CREAT)
         self.identity = _identify(self.descriptor)
-        self.bar = b""  # the last line while it is a progress bar, whose next state may overwrite it
+        self.bar = b""  # the last lines while they are a progress bar, whose next state may overwrite them
         self.bar_since = 0.0
+        self.has_moved = False  # has the cursor moved up since the bar was last saved?
         self.in_line = False  # did what was added end in the middle of a line?
         self.unsaved = bytearray()
+        if os.fstat(self.descriptor).st_size and not _read_file(path).endswith(b"\n"):
+            self.unsaved += b"\n"  # an earlier attempt was killed in the middle of a line
 
     def add(self, data):
         """Take bytes to be saved, but hold back a progress bar until it is complete or was long unseen."""
-        if self.bar or b"\r" in data:
+        if self.bar or b"\r" in data or b"\x1b[" in data:
             data = self._hold_bar(self.bar + data)
         self._add_lines(data)
 
@@ -1410,8 +1572,18 @@ class _OutputFile:
         now = time.monotonic()
         if not self.bar:
             self.bar_since = now
+        self.has_moved = self.has_moved or re.search(rb"\x1b\[[0-9]*A", data) is not None
+        is_due = now - self.bar_since >= _BAR_INTERVAL_S or len(self.bar) > _LONGEST_BAR
+        if self.has_moved:
+            rows, row = _fold(data)
+            self.has_moved = not is_due
+            if is_due:
+                self.bar = b""
+                return b"\n".join(line.rstrip(b"\r") for line in rows)
+            self.bar = b"\n".join(rows) + b"\x1b[%dA" % (len(rows) - 1 - row) * (row < len(rows) - 1)
+            return b""
         start = data.rfind(b"\n") + 1
-        if b"\r" not in data[start:] or now - self.bar_since >= _BAR_INTERVAL_S:
+        if b"\r" not in data[start:] or is_due:
             start = len(data)
         self.bar = re.sub(_OVERWRITTEN, b"\r", data[start:])
         return data[:start]
@@ -1424,6 +1596,11 @@ class _OutputFile:
         if data:
             self.in_line = not data.endswith(b"\n")
             self.unsaved += data
+
+    def release_bar(self):
+        """Add what was held back."""
+        data, self.bar = self.bar, b""
+        self._add_lines(b"\n".join(_fold(data)[0]))
 
     def save(self):
         """Write what was added. What can't be written now is kept for a later call, up to a limit."""
@@ -1458,25 +1635,38 @@ class _OutputFile:
         """Open the file again if the program has closed all descriptors; fail if the file is gone.
 
         Without this we would write into a file of the program's that got our number since, or into the
-        record of a later experiment that got our id.
+        record of a later experiment that got our id, or of a later attempt on another node.
         """
         if _identify(self.descriptor) != self.identity:
             if _identify(self.path) != self.identity:
                 raise OSError(errno.ESTALE, "another file is in its place")
-            self.descriptor = os.open(self.path, _APPEND)
+            self.descriptor = _open_to_append(self.path)
 
     def close(self):
-        """Save what was added and close the file."""
-        self._add_lines(self.bar)
+        """Save what was added and close the file, unless the program has closed it and opened another."""
+        self.release_bar()
         self.save()
         try:
-            _close(self.descriptor, self.identity)
-        except OSError as error:  # a network file system may tell only now that a write has failed
+            found = _identify(self.descriptor)
+            if found and found[:2] == self.identity[:2]:
+                os.close(self.descriptor)
+        except OSError as error:  # a network file system may report only now that a write has failed
             self._report(error)
 
 
+def _open_to_append(path, more_flags=0):
+    """Open a file for appending; the descriptor is never 0, 1 or 2, which a program may find closed."""
+    descriptor = os.open(path, _APPEND | more_flags, 0o666)
+    if descriptor <= 2:
+        import fcntl
+
+        low, descriptor = descriptor, fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+        os.close(low)
+    return descriptor
+
+
 def _identify(file):
-    """Tell which file a path or descriptor leads to, and if it is in a folder still; None if it is closed."""
+    """Return what tells the file of a path or descriptor from others, and if it has a name; None if closed."""
     try:
         status = os.stat(file)
     except OSError as error:
@@ -1486,24 +1676,39 @@ def _identify(file):
     return status.st_dev, status.st_ino, status.st_nlink > 0
 
 
-def _close(descriptor, identity):
-    """Close a descriptor, unless the program has closed it, and perhaps opened another file since."""
-    found = _identify(descriptor)
-    if found and found[:2] == identity[:2]:
-        os.close(descriptor)
-
-
 class _Recorder:
-    """What went through a tee and is in no file yet, and the files of the experiments that run."""
+    """Records what is written to one stream, in the files of the open experiments, by patching the stream."""
 
-    def __init__(self):
+    def __init__(self, stream):
+        self.stream = stream
         self.files = []
         self.pending = []  # str, and the bytes that were written to .buffer
         self.is_flushing = False
+        self.leaving = []
         self.due = 0.0  # when the next line is to be written
         self.used_until = 0.0
+        self.patches = []
+        write, flush = self._wrap_write(stream.write), self._wrap_flush(getattr(stream, "flush", None))
+        write.recorder = self
+        self.codes = (write.__code__, flush.__code__)
+        self._patch(stream, "write", write)
+        self._patch(stream, "flush", flush)
+        try:
+            self._patch(stream.buffer, "write", self._wrap_write_bytes(stream.buffer.write))
+        except Exception:
+            pass  # no buffer, as in io.StringIO, or one that can't be patched
 
-    def wrap_write(self, write_below):
+    def _patch(self, owner, name, function):
+        self.patches.append((owner, name, function, vars(owner).get(name)))
+        setattr(owner, name, function)
+
+    def _remove_patches(self):
+        """Put back what was there. Another tool's patch stays, and ours below it then only passes on."""
+        for owner, name, function, before in self.patches:
+            if vars(owner).get(name) is function:
+                delattr(owner, name) if before is None else setattr(owner, name, before)
+
+    def _wrap_write(self, write_below):
         """Return a `write` for text that also records."""
         # print calls it twice: a method, or a search for the newline each time, would cost a fifth more.
         files, append, monotonic = self.files, self.pending.append, time.monotonic
@@ -1518,41 +1723,89 @@ class _Recorder:
 
         return write
 
-    def wrap_write_bytes(self, write_below):
-        """Return a `write` for bytes that also records; a raw stream may take only a part of them."""
+    def _wrap_write_bytes(self, write_below):
+        """Return a `write` for bytes that also records, unless they are text that is recorded already."""
 
         def write(data):
             count = write_below(data)
-            if self.files:
-                self.pending.append(bytes(data)[:count])
+            if self.files and not self._is_passing_on(sys._getframe().f_back):
+                self.pending.append(bytes(data)[: count or 0])  # a raw stream may take only a part
                 if time.monotonic() >= self.due:
                     self.flush()
             return count
 
         return write
 
+    def _wrap_flush(self, flush_below):
+        def flush():
+            self.flush()
+            return flush_below and flush_below()
+
+        return flush
+
+    def _is_passing_on(self, frame):
+        """Return whether *frame* is below our own write or flush: TextIOWrapper passes text on to .buffer."""
+        while frame is not None:
+            if frame.f_code in self.codes and frame.f_locals.get("self") is self:
+                return True
+            frame = frame.f_back
+        return False
+
+    def add_file(self, file):
+        self.flush()
+        self.files.append(file)
+
+    def remove_file(self, file):
+        """Save the last of *file*, and close it; after the last one, give the stream back."""
+        with _session.lock:
+            if self.is_flushing:
+                # In a signal handler that interrupted this very flush, whose text would land in whatever
+                # file gets the number of the descriptor next. It closes the file when it is done.
+                self.leaving.append(file)
+                return
+            self.flush()
+            self.files.remove(file)
+            file.close()
+            if not self.files:
+                self._remove_patches()
+
     def flush_line(self, text):
         """Flush if *text* ended a line or moved a progress bar, or much has come without."""
-        if "\n" in text or "\r" in text or len(self.pending) >= _WRITES_PENDING:
+        if (
+            "\n" in text
+            or "\r" in text
+            or len(self.pending) >= _WRITES_PENDING
+            or len(text) > _LONGEST_PENDING
+        ):
             self.flush()
 
-    def flush(self, is_closing=False):
-        """Write what is pending."""
-        with _output_lock:
-            # We may be in a signal handler that interrupted this very function in this thread. What it
-            # printed is written below when it returns; but if it ends the experiment, that is too late.
-            if self.is_flushing and not is_closing:
-                return
-            self.is_flushing = True
-            try:
-                while self.pending:
-                    self._save_pending()
-            finally:
-                self.is_flushing = False
+    def flush(self):
+        """Write what is pending. In a signal handler that interrupted a flush, leave it to that one."""
+        # At exit, a daemon thread that is stopped for good may have the lock.
+        lock = _session.lock
+        if not lock.acquire(not _session.is_exiting):
+            return
+        try:
+            if not self.is_flushing:
+                self._flush_pending()
+        finally:
+            lock.release()
+
+    def _flush_pending(self):
+        self.is_flushing = True
+        _session.hold()
+        try:
+            while self.pending:
+                self._save_pending()
+        finally:
+            self.is_flushing = False
+            while self.leaving:
+                self.remove_file(self.leaving.pop())
+            _session.release()
 
     def _save_pending(self):
         parts = self.pending[:]
-        data = _to_bytes(parts)
+        data = _encode_parts(parts)
         del self.pending[: len(parts)]  # not sooner: the above is long enough for a signal that ends us
         files = self.files[:]
         for file in files:
@@ -1562,15 +1815,22 @@ class _Recorder:
         self._set_pace(max(1, min(len(parts), data.count(b"\n"))))
 
     def _set_pace(self, lines):
-        """Decide when the next line is to be written."""
+        """Take *lines* tokens out of the bucket, and determine when the next line is to be written."""
         now = time.monotonic()
-        # Not more for what a flood has left, so that a traceback soon after it finds something saved up.
-        used = min(lines * _LINE_S, _SAVED_UP_S / 2)
-        self.used_until = min(max(self.used_until, now - _SAVED_UP_S) + used, now + _LINE_S)
+        # Not more for what a flood has left, so that a traceback soon after it finds something saved.
+        used = min(lines * _LINE_S, _SAVED_S / 2)
+        self.used_until = min(max(self.used_until, now - _SAVED_S) + used, now + _LINE_S)
         self.due = now + _FLOOD_INTERVAL_S if self.used_until > now else 0.0
 
+    def forget(self):
+        """In a forked child, drop what the parent writes."""
+        self.is_flushing = False
+        del self.pending[:]
+        for file in self.files:
+            file.bar, file.unsaved = b"", bytearray()
 
-def _to_bytes(parts):
+
+def _encode_parts(parts):
     try:
         return "".join(parts).encode("utf-8", "backslashreplace")
     except TypeError:  # there are bytes among them
@@ -1580,75 +1840,54 @@ def _to_bytes(parts):
         )
 
 
-_recorders: "List[Any]" = []  # one for each file of an experiment that runs
-_latest_tees: "Dict[str, Any]" = {}  # weak references, by the names in sys
+class _StandIn:
+    """What replaces a stream that refuses attributes: all but the methods that are patched is the stream's."""
 
-
-class _Tee:
-    """A stream that records what is written to it. In all else it is the stream below."""
-
-    __slots__ = ("write", "buffer", "_stream", "_recorder", "__weakref__")
-
-    def __init__(self, stream, recorder, wrap_write):
-        self._stream = stream
-        self._recorder = recorder
-        self.write = wrap_write(stream.write)
+    def __init__(self, stream):
+        self.replaced = stream
 
     def __getattr__(self, name):
-        value = getattr(self._stream, name)
-        if name == "buffer":  # asked for the first time: the slot is still empty
-            value = self.buffer = _Tee(value, self._recorder, self._recorder.wrap_write_bytes)
-        return value
-
-    def __setattr__(self, name, value):
-        if name in _Tee.__slots__:
-            object.__setattr__(self, name, value)
-        else:
-            setattr(self._stream, name, value)
-
-    def __delattr__(self, name):
-        delattr(self._stream, name)
-
-    @property  # type: ignore[misc]
-    def __class__(self):  # isinstance(sys.stdout, io.TextIOWrapper) says what it said before
-        return type(self._stream)
-
-    def __reduce_ex__(self, protocol):
-        return self._stream.__reduce_ex__(protocol)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc_info):
-        return self._stream.__exit__(*exc_info)
+        return getattr(self.replaced, name)
 
     def writelines(self, lines):
         for line in lines:
             self.write(line)
 
-    def flush(self):
-        self._recorder.flush()
-        return self._stream.flush()
 
-    def detach(self):
-        return _Tee(self._stream.detach(), self._recorder, self._recorder.wrap_write_bytes)
+def _find_recorder(name):
+    """Return the recorder of sys.stdout or sys.stderr, made if need be; None where there is no stream."""
+    stream = getattr(sys, name)
+    recorder = getattr(getattr(stream, "write", None), "recorder", None)
+    if stream is None or (isinstance(recorder, _Recorder) and recorder.files):
+        return recorder
+    try:
+        return _Recorder(stream)
+    except (AttributeError, TypeError):  # with __slots__, or of a class written in C
+        setattr(sys, name, _StandIn(stream))
+        return _Recorder(getattr(sys, name))
 
 
 class _Capture:
-    """The recording of one experiment's output, from now until `close`.
+    """The recording of one experiment's output in *folder*, from start() until close().
 
-    stdout, stderr: streams that record and go on working after `close`; None where there was none.
     Raises OSError if the files can't be opened.
     """
 
     def __init__(self, folder):
         self.faults: "List[OSError]" = []
-        self._files = {
-            name: _OutputFile(os.path.join(folder, name), self.faults) for name in ("stdout", "stderr")
-        }
-        _make_lock()
-        with _output_lock:
-            self.stdout, self.stderr = [_start_recording(name, file) for name, file in self._files.items()]
+        self._recorders: "Dict[str, Any]" = {}
+        self._files: "Dict[str, Any]" = {}
+        for name in ("stdout", "stderr"):
+            self._files[name] = _OutputFile(os.path.join(folder, name), self.faults)
+
+    def start(self, folder):
+        """Record from now on; the files are in *folder* by now."""
+        with _session.lock:
+            for name, file in self._files.items():
+                file.path = os.path.join(folder, name)
+                self._recorders[name] = _find_recorder(name)
+                if self._recorders[name]:
+                    self._recorders[name].add_file(file)
 
     def record(self, name, data):
         """Record *data*, bytes that a child wrote to its "stdout" or "stderr"."""
@@ -1656,89 +1895,68 @@ class _Capture:
         file.add(data)
         file.save()
 
-    def close(self):
-        """End this recording, and give the streams back if it was the last. Again: nothing."""
-        with _output_lock:
-            files, self._files = self._files, {}
-            for name, file in files.items():
-                tee = getattr(self, name)
-                if tee is not None:
-                    _stop_recording(name, file, tee)
-                file.close()
-
-
-def _get_tee(name, stream):
-    """Give a tee on *stream*: the latest again if it is idle, for a logging handler may still write to it."""
-    from _weakref import ref  # weakref itself, which has it from there, would make a start slower
-
-    tee = _latest_tees[name]() if name in _latest_tees else None
-    if tee is not None and tee._stream is stream and not tee._recorder.files:
-        tee.write = tee._recorder.wrap_write(stream.write)  # which may be another since
-        return tee
-    recorder = _Recorder()
-    tee = _Tee(stream, recorder, recorder.wrap_write)
-    _latest_tees[name] = ref(tee)
-    return tee
-
-
-def _start_recording(name, file):
-    """Have what is written to sys.stdout or sys.stderr recorded in *file*; returns the tee that does it."""
-    tee = getattr(sys, name)
-    if tee is None:  # pythonw, a daemon
-        return None
-    if type(tee) is not _Tee:
-        tee = _get_tee(name, tee)
-        setattr(sys, name, tee)
-    tee._recorder.flush()
-    tee._recorder.files.append(file)
-    _recorders.append(tee._recorder)
-    return tee
-
-
-def _stop_recording(name, file, tee):
-    tee._recorder.flush(is_closing=True)
-    tee._recorder.files.remove(file)
-    _recorders.remove(tee._recorder)
-    # If another tool has put its own stream there, ours may be below it: then it only passes on.
-    if not tee._recorder.files and getattr(sys, name) is tee:
-        setattr(sys, name, tee._stream)
-
-
-def _make_lock():
-    """Make the lock, and see to it that parent and child do not both write what was printed before a fork."""
-    global _output_lock
-    from threading import RLock
-
-    if _output_lock is not None:
-        return
-    lock = _output_lock = RLock()
-
-    def prepare():
-        lock.acquire()  # else the child could inherit it from a thread that it does not have
-        for recorder in _recorders:
+    def flush(self):
+        for recorder in filter(None, self._recorders.values()):
             recorder.flush()
 
-    def forget():
-        for recorder in _recorders:
-            del recorder.pending[:]
-            for file in recorder.files:
-                file.bar, file.unsaved = b"", bytearray()
-        lock.release()
+    def settle(self):
+        """Save everything, and go on recording what atexit handlers print that were registered before us."""
+        self.flush()
+        for file in self._files.values():
+            file.release_bar()
+            file.save()
 
-    _register_at_fork(prepare, lock.release, forget)
+    def forget(self):
+        for recorder in filter(None, self._recorders.values()):
+            recorder.forget()
+
+    def close(self):
+        """End this recording, and give the streams back if it was the last. Again: nothing."""
+        with _session.lock:
+            files, self._files = self._files, {}
+            for name, file in files.items():
+                recorder = self._recorders.get(name)
+                if recorder is None:
+                    file.close()
+                    continue
+                recorder.remove_file(file)
+                if type(recorder.stream) is _StandIn and getattr(sys, name) is recorder.stream:
+                    setattr(sys, name, recorder.stream.replaced)
 
 
 # === Ending ===================================================================
-# Record how the process ends.
+# Record how the process ends, for the experiments that are still open.
+#
+# the end of the script         its frame stopped at a RETURN instruction
+# an exception                  sys.last_traceback goes through that frame
+# sys.exit(), exit(), quit()    Python asks a SystemExit for its code when it ends the process
+# SIGTERM, SIGHUP               a handler, where the action was the default one
+# SIGKILL, os._exit(), exec     nothing of ours runs; the reader finds that the process is gone
+#
+# The first three are looked at in an atexit handler: the threads that Python waits for have ended then, and
+# the excepthook, which stays the user's, has shown its traceback.
 
 # Opcodes; Python 3.12 and 3.13 have another for constants. The module opcode can't be imported when a program
 # ends without a file descriptor left.
 _RETURNS = {function.__code__.co_code[-2] for function in (lambda value: value, lambda: None)}
 _TOOL = 4  # of sys.monitoring; 0, 1, 2 and 5 are for debuggers, coverage, profilers and optimizers
 
-_exit_wrappers: "Dict[Any, Any]" = globals().get("_exit_wrappers", {})  # also after a reload
-_asked_codes: "List[Any]" = []  # the exit code, once Python has asked for it
-_called_exits: "List[Any]" = []  # (offset, exit code) of the latest exit that the main module itself called
+
+class _ExitCode:
+    """What is known of the exit code; all copies of this file in a process share one.
+
+    open_copies: how many of them have open experiments. asked: the STATUS for the code, once Python has asked
+    a SystemExit for it. raised: (instruction of *frame*, the same) of the latest sys.exit(). called: the same of
+    the latest SystemExit that *frame* itself made. frame: the one whose end is the program's.
+    """
+
+    def __init__(self):
+        self.open_copies = 0
+        self.frame = self.asked = self.raised = self.called = None
+        self.is_launched = self.is_shell = False
+
+
+_exit_code: "Any" = getattr(sys.exit, "exit_code", None) or _ExitCode()
 
 
 class _Exit(SystemExit):
@@ -1747,7 +1965,7 @@ class _Exit(SystemExit):
     def __getattribute__(self, name):
         value = super().__getattribute__(name)
         if name == "code" and sys._getframe().f_back is None:
-            _asked_codes.append(value)
+            _exit_code.asked = _exit_text(value, self.__context__)
         return value
 
     def __reduce__(self):
@@ -1759,16 +1977,12 @@ _Exit.__module__ = "builtins"
 
 
 def _wrap_exit(owner, name):
-    """Have the function *owner*.*name* raise an _Exit where it raises a SystemExit."""
+    """Have the function *owner*.*name* raise an _Exit in place of a SystemExit while an experiment is open."""
     import functools
 
-    global _asked_codes
-
     original = getattr(owner, name)
-    if hasattr(original, "_asked_codes"):
-        # Wrapped already, perhaps by another copy of this file: Python asks only one exception for its code.
-        _asked_codes = original._asked_codes
-        return
+    if hasattr(original, "exit_code"):
+        return  # wrapped already, perhaps by another copy of this file
 
     @functools.wraps(original)
     def exit_noticed(*args, **kwargs):
@@ -1776,26 +1990,21 @@ def _wrap_exit(owner, name):
             return original(*args, **kwargs)
         except SystemExit as error:
             # A thread ends without a traceback only if the type *is* SystemExit.
-            if type(error) is not SystemExit or not _in_main_thread():
+            if not _exit_code.open_copies or type(error) is not SystemExit or not _in_main_thread():
                 raise
-            codes = error.args
-        raise _Exit(*codes)  # not above, where the other one would be its __context__
+            exit = _Exit(*error.args)
+            if _exit_code.is_launched:
+                _exit_code.raised = _exit_code.frame.f_lasti, _exit_text(error.code, error.__context__)
+        raise exit  # not above, where the other one would be its __context__
 
-    vars(exit_noticed)["_asked_codes"] = _asked_codes
-    _exit_wrappers[owner, name] = exit_noticed
+    vars(exit_noticed)["exit_code"] = _exit_code
     setattr(owner, name, exit_noticed)
 
 
 def _unwrap_exit(owner, name):
-    wrapper = _exit_wrappers.pop((owner, name), None)
-    if wrapper is not None and getattr(owner, name) is wrapper:
+    wrapper = getattr(owner, name)
+    if hasattr(wrapper, "exit_code") and not _exit_code.open_copies:
         setattr(owner, name, wrapper.__wrapped__)
-
-
-def _in_main_thread():
-    import threading
-
-    return threading.get_ident() == threading.main_thread().ident
 
 
 def _is_multiprocessing_child():
@@ -1803,20 +2012,68 @@ def _is_multiprocessing_child():
     return process is not None and process.current_process()._parent_pid is not None
 
 
-def _find_main_frame():
-    """Find the frame whose end is the program's: the main module's, or the outermost; None without any."""
-    import threading
-
-    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+def _list_frames(frame):
+    """Return *frame* and those that called it, the outermost last."""
     frames: "List[Any]" = []
     while frame is not None:
-        frames.insert(0, frame)
+        frames.append(frame)
         frame = frame.f_back
+    return frames
+
+
+def _is_subinterpreter():
+    try:
+        import _interpreters as interpreters  # Python 3.13
+    except ImportError:
+        try:
+            import _xxsubinterpreters as interpreters  # Python 3.8
+        except ImportError:
+            return False
+    return interpreters.get_current() != interpreters.get_main()
+
+
+def _list_main_frames():
+    """Return the frames of the main thread, the outermost last, as far as they can be seen from here."""
+    import threading
+
+    greenlet = sys.modules.get("greenlet")
+    if not _in_main_thread():
+        # In a subinterpreter sys._current_frames() aborts Python 3.12 and 3.13.
+        main = threading.main_thread().ident or 0
+        return [] if _is_subinterpreter() else _list_frames(sys._current_frames().get(main))
+    if greenlet is None or greenlet.getcurrent().parent is None:
+        return _list_frames(sys._getframe())
+    main = greenlet.getcurrent()
+    while main.parent is not None:  # the frames of a greenlet end where it began
+        main = main.parent
+    return _list_frames(main.gr_frame)
+
+
+def _is_launcher(frame):
+    """Return whether the code of *frame* is part of Python or of an installed package, and not the user's."""
+    path = frame.f_code.co_filename
+    ours = os.path.dirname(os.__file__), os.path.dirname(sys.executable or os.__file__), "<frozen", __file__
+    return path.startswith(ours) or "-packages" in path
+
+
+def _find_program():
+    """Determine the frame whose end is the program's: the script's module, or None, and who runs it.
+
+    A launcher (coverage, pdb, IPython) has a main module of its own, and runs the script inside of it.
+    """
+    frames = _list_main_frames()
+    mains = [frame for frame in frames if frame.f_globals.get("__name__") == "__main__"]
+    modules = [frame for frame in mains if frame.f_globals.get("__file__") == frame.f_code.co_filename]
+    frame = next(iter(modules or mains[-1:] or frames[-1:]), None)
     if _is_multiprocessing_child():
-        mains = [frame for frame in frames[::-1] if frame.f_code.co_name == "_bootstrap"]
-    else:
-        mains = [frame for frame in frames if frame.f_globals.get("__name__") == "__main__"]
-    return next(iter(mains + frames), None)
+        frame = next((frame for frame in frames if frame.f_code.co_name == "_bootstrap"), frame)
+    elif frame is not None and _is_launcher(frame):
+        # The main module is a test runner's or a notebook's: the user's code begins where it calls that.
+        users = [frame for frame in frames if not _is_launcher(frame)]
+        _exit_code.is_shell = bool(users)
+        frame = (users or [frame])[-1]
+    _exit_code.frame = frame
+    _exit_code.is_launched = frame in modules and frame.f_back is not None
 
 
 def _notice_calls(code, undo):
@@ -1830,7 +2087,10 @@ def _notice_calls(code, undo):
     def notice_call(code, offset, function, argument):
         if not any(function is exit for exit in exits):
             return monitoring.DISABLE  # at this place; so a loop costs nothing
-        _called_exits[:] = [(offset, None if argument is monitoring.MISSING else argument)]
+        # 8 bytes on are the call and its cache. SystemExit(0, 1) has a code of its own.
+        if code.co_code[offset + 1] < 2:
+            argument = None if argument is monitoring.MISSING else argument
+            _exit_code.called = (offset, offset + 8), _exit_text(argument, sys.exc_info()[1])
 
     events = monitoring.events
     monitoring.use_tool_id(_TOOL, "meticulous")
@@ -1842,7 +2102,7 @@ def _notice_calls(code, undo):
 
 
 def _has_returned(frame):
-    """Say whether the code of *frame* ran to its end; it did not if an exception or a SystemExit left it."""
+    """Return whether the code of *frame* ran to its end; not if an exception or a SystemExit left it."""
     return frame.f_lasti >= 0 and frame.f_code.co_code[frame.f_lasti] in _RETURNS
 
 
@@ -1852,20 +2112,19 @@ def _goes_through(tb, frame):
     return tb is not None
 
 
-def _find_called_exit(frame):
-    """List the exit code, if what *frame* did last was to call an exit, or to raise one it had just made."""
-    # 8 bytes on are the call and its cache, from Python 3.12 on. SystemExit(0, 1) has a code of its own.
-    arguments = frame.f_code.co_code[1:]
-    return [code for at, code in _called_exits if frame.f_lasti - at in (0, 8) and arguments[at] < 2]
-
-
-def _exit_text(code):
+def _exit_text(code, handled=None):
+    """Return the STATUS for sys.exit(*code*), which may have been called while an exception was *handled*."""
     if code is None or (isinstance(code, int) and code == 0):
         return "SUCCESS"
-    return f"ERROR\nsys.exit({' '.join(repr(code).splitlines())})"
+    call = f"sys.exit({' '.join(repr(code).splitlines())})"
+    if handled is None or isinstance(handled, SystemExit):
+        return f"ERROR\n{call}"
+    cause = _exception_text(type(handled), handled, handled.__traceback__)
+    return f"{cause}\n{call} after {cause.rpartition(chr(10))[2]}"
 
 
 def _kill_text(number):
+    """Return the STATUS for a process that a signal ended."""
     import signal
 
     try:
@@ -1876,28 +2135,20 @@ def _kill_text(number):
 
 
 def _format_exception(exc_type, exc, tb):
-    """Give the traceback as Python prints it."""
+    """Return the traceback as Python prints it."""
     try:
-        if "traceback" in sys.modules:
-            return "".join(sys.modules["traceback"].format_exception(exc_type, exc, tb))
-        # Its import takes as long as ours, and may fail at the end, when no file descriptor is left. Up to
-        # Python 3.12 the hook does without it, from 3.13 on it has been imported when an exception gets here.
-        import io
+        import traceback
 
-        stderr, sys.stderr = sys.stderr, io.StringIO()
-        try:
-            sys.__excepthook__(exc_type, exc, tb)
-            return sys.stderr.getvalue()
-        finally:
-            sys.stderr = stderr
+        return "".join(traceback.format_exception(exc_type, exc, tb))
     except Exception:
-        return f"{exc_type.__name__}: {_describe(exc)}\n"  # a SyntaxError, say, whose parts are no texts
+        # A SyntaxError whose parts are not strings; or no descriptor is left to import traceback.
+        return f"{exc_type.__name__}: {_describe(exc)}\n"
 
 
 def _exception_text(exc_type, exc, tb):
-    """Give the STATUS for an exception: the traceback as Python prints it, type and message the last line."""
+    """Return the STATUS for an exception: the traceback, and type and message as the last line."""
     if isinstance(exc, SystemExit):
-        return _exit_text(exc.code)
+        return _exit_text(exc.code, exc.__context__)
     text = _format_exception(exc_type, exc, tb).rstrip("\n")
     name = exc_type.__qualname__
     if exc_type.__module__ not in ("builtins", "__main__"):
@@ -1908,28 +2159,48 @@ def _exception_text(exc_type, exc, tb):
     return f"ERROR\n{text}"
 
 
-def _describe_main_ending(frame):
-    """Say how the main module, which runs in *frame*, ended, as the text of STATUS."""
-    if _asked_codes:
-        return _exit_text(_asked_codes[-1])
-    if frame is None:
-        return "ERROR\nPython ran inside another program, which does not show how it ended: call finish()."
-    if _has_returned(frame):
-        return "SUCCESS"
+def _describe_last_cell():
+    """Return the STATUS of an IPython shell or notebook, whose last cell counts; None elsewhere."""
+    get_shell = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    result = getattr(get_shell and get_shell(), "last_execution_result", None)
+    if result is None or not _exit_code.is_shell:
+        return None
+    error = result.error_in_exec or result.error_before_exec
+    return "SUCCESS" if error is None else _exception_text(type(error), error, error.__traceback__)
+
+
+def _describe_program_ending():
+    """Return the STATUS for the end of the program."""
+    code, frame = _exit_code, _exit_code.frame
+    if frame is not None and code.is_launched and _has_returned(frame):
+        return "SUCCESS"  # whatever the launcher does next
+    status = code.asked or _describe_last_cell()
+    if status or frame is None:
+        return (
+            status
+            or "ERROR\nPython ran inside another program, which does not show how it ended: call finish()."
+        )
     # Python sets it before it calls the excepthook. Others (pytest, IPython) set it too, but to one that
     # begins where they caught the exception, deeper than the main module.
     tb = getattr(sys, "last_traceback", None)
-    if _goes_through(tb, frame):
+    # A program that embeds Python may run code twice, and an interactive shell goes on after a mistake.
+    is_later_run = tb is not None and tb.tb_frame.f_globals is frame.f_globals and not hasattr(sys, "ps1")
+    if _goes_through(tb, frame) or (is_later_run and tb.tb_frame.f_back is None and not code.is_shell):
         return _exception_text(sys.last_type, sys.last_value, tb)
-    for code in _find_called_exit(frame):
-        return _exit_text(code)
+    if _has_returned(frame):
+        return "SUCCESS"
+    for instructions, status in filter(
+        None, [code.raised and ((code.raised[0],), code.raised[1]), code.called]
+    ):
+        if frame.f_lasti in instructions:
+            return status
     place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
     return f"ERROR\nA SystemExit left {place}, and its code could not be seen: write sys.exit(code) instead."
 
 
-def _describe_ending(frame):
-    """Say how the program ended, the same way; *frame* is its main module's."""
-    status = _describe_main_ending(frame)
+def _describe_ending():
+    """Return the STATUS for the end of the process."""
+    status = _describe_program_ending()
     if status != "SUCCESS":
         return status
     # Python flushes them once more, after the hooks, and exits with 120 if that fails.
@@ -1939,18 +2210,18 @@ def _describe_ending(frame):
             if stream is not None and not getattr(stream, "closed", False):
                 stream.flush()
         except KeyboardInterrupt:
-            pass  # somebody is tired of waiting for it, which need not mean that it fails
+            pass  # of a user who does not want to wait for it, which need not mean that it fails
         except Exception as error:
             return f"ERROR\nexit code 120: {name} can't be flushed: {error}"
     return status
 
 
-def _describe_child_ending(frame):
-    """Say how a child of multiprocessing, whose end is that of *frame*, ended, as the text of STATUS."""
+def _describe_child_ending():
+    """Return the STATUS for the end of a child of multiprocessing."""
     exc_type, exc, tb = sys.exc_info()  # before Python 3.13 this is called in a `finally`
     if exc is not None:
         return _exception_text(exc_type, exc, tb)
-    code = frame.f_locals.get("exitcode", 0)
+    code = _exit_code.frame.f_locals.get("exitcode", 0)
     if code == 1:
         return "ERROR\nThe child process ended with exit code 1; what it showed is in stderr."
     return _exit_text(code)
@@ -1960,204 +2231,192 @@ def _describe_child_ending(frame):
 _wrap_exit(sys, "exit")
 
 
-_STACKS_FILE = ".signals"
-
-_watched: "List[Any]" = []  # the open experiments, the latest last
-_watches_forks = False
-_hooks: "Any" = None  # an ExitStack that takes every hook away again, while anything is watched
-_signal_holds: "List[Any]" = []
-_held_signals: "List[int]" = []
-
-
-class _SignalHold:
-    """Have SIGTERM and SIGHUP wait for the end of a block, so that it is not left half done."""
-
-    def __enter__(self):
-        _signal_holds.append(self)
-
-    def __exit__(self, *exc_info):
-        _signal_holds.remove(self)
-        while _held_signals and not _signal_holds:
-            os.kill(os.getpid(), _held_signals.pop())
-
-
-def _end_watched(describe, subject):
-    """End every open experiment of this process, the latest first, with the status describe(subject)."""
+def _end_all(describe, *arguments):
+    """End every open experiment of this process, the latest first, with the status that *describe* returns."""
+    is_interrupt = isinstance(getattr(sys, "last_value", None), KeyboardInterrupt) and _goes_through(
+        sys.last_traceback, _exit_code.frame
+    )
     try:
-        status = describe(subject)
+        status = describe(*arguments)
     except (Exception, KeyboardInterrupt) as error:
-        status = f"ERROR\nHow the program ended could not be found out: {error!r}"
-    with _SignalHold():
-        for experiment in reversed(_watched[:]):
-            experiment._end(status)
+        status = f"ERROR\nHow the program ended could not be determined: {error!r}"
+    _session.is_exiting = True
+    with _Hold():
+        for experiment in reversed(_session.experiments[:]):
+            experiment._end(status, is_exit=True)
+            if _session.get_held():
+                experiment._record_end(_kill_text(_session.get_held()))
+    if is_interrupt:
+        # Any exec in an atexit handler clears the mark by which Python exits with 130; this sets it again.
+        try:
+            exec("raise KeyboardInterrupt")
+        except KeyboardInterrupt:
+            pass
 
 
 def _die_of(signum, frame):
     """Record that a signal kills the process, and let it."""
-    import faulthandler
     import signal
 
-    if hasattr(faulthandler, "unregister"):
-        faulthandler.unregister(signum)  # the first stacks are the ones that tell
-    if _signal_holds:
-        _held_signals.append(signum)
+    # Another handler that was set later may call the one before it, which was to do nothing.
+    if signal.getsignal(signum) is not _die_of or _session.is_holding(signum):
         return
-    _end_watched(_kill_text, signum)
+    _end_all(_kill_text, signum)
     signal.signal(signum, signal.SIG_DFL)
     os.kill(os.getpid(), signum)
 
 
 def _has_default_action(signum, status):
-    """Say whether nobody has set a handler for a signal, in Python or in C; *status* is as in proc(5)."""
+    """Return whether a signal has no handler in Python or in C; *status* is as in proc(5)."""
     import signal
 
     handler = signal.getsignal(signum)
     if handler is not signal.SIG_DFL:
         return handler is _die_of  # left from before, because the last finish() was in a thread
-    # signal.getsignal() does not know of handlers of C, for example of a user's faulthandler.register().
+    # signal.getsignal() does not know of handlers in C, for example of a user's faulthandler.register().
     caught = status.partition("SigCgt:")[2].split()[:1]
     return not caught or not int(caught[0], 16) >> (signum - 1) & 1
 
 
-def _set_signals(folder, undo):
+def _set_signals(undo):
     import signal
 
     status = _read_text("/proc/self/status")
-    signums = [signum for signum in (signal.SIGTERM, signal.SIGHUP) if _has_default_action(signum, status)]
-    for signum in signums:
-        try:
-            signal.signal(signum, _die_of)
-        except ValueError:
-            return  # not in the main thread
-        undo.callback(_put_signal_back, signum)
-    if signal.SIGTERM in signums:
-        _set_stacks(folder, undo)
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        if _has_default_action(signum, status):
+            try:
+                signal.signal(signum, _die_of)
+            except ValueError:
+                return  # not in the main thread
+            undo.callback(_reset_signal, signum)
 
 
-def _put_signal_back(signum):
+def _reset_signal(signum):
     import signal
 
-    handler = signal.getsignal(signum)
     try:
-        # Also if it is no longer ours: faulthandler has just put back what C had when it was.
-        signal.signal(signum, signal.SIG_DFL if handler is _die_of else handler)
+        if signal.getsignal(signum) is _die_of:
+            signal.signal(signum, signal.SIG_DFL)
     except ValueError:
         pass  # in a thread: ours stays, and with nothing to record it does what the default action does
 
 
-def _set_stacks(folder, undo):
-    """Have the stacks of all threads written as soon as SIGTERM comes, and then _die_of() called."""
-    import faulthandler
-    import signal
-
-    # Walking the frames of running code can crash. It did for 15 % of the signals on Python 3.13; on 3.11 for
-    # 37 % with another busy thread, and for 0.1 % without the others'; up to 3.10 and from 3.14 on never.
-    if sys.version_info[:2] == (3, 13):
-        return
-    all_threads = not (3, 11) <= sys.version_info < (3, 14)
-    path = os.path.join(folder, _STACKS_FILE)
-    _remove_file(path)
-    try:
-        descriptor = os.open(path, _APPEND | os.O_CREAT, 0o666)
-    except OSError:
-        return
-    # After signal.signal(): each replaces the handler of C, but only faulthandler calls the one before it.
-    faulthandler.register(signal.SIGTERM, file=descriptor, all_threads=all_threads, chain=True)
-    undo.callback(_remove_stacks, path, descriptor, _identify(descriptor), os.getpid())
-
-
-def _remove_stacks(path, descriptor, identity, process_id):
-    import faulthandler
-    import signal
-
-    faulthandler.unregister(signal.SIGTERM)
-    _close(descriptor, identity)
-    if os.getpid() == process_id:
-        _remove_file(path)
-
-
-def _set_hooks(folder):
-    global _hooks
+def _set_hooks():
+    """Install what notices the end of the process; return the ExitStack that removes it."""
     import atexit
     from contextlib import ExitStack
 
-    _hooks, frame = ExitStack(), _find_main_frame()
+    hooks = ExitStack()
+    _exit_code.open_copies += 1
+    _find_program()
     exits = [(sys, "exit")]
     if "_sitebuiltins" in sys.modules:
         exits.append((sys.modules["_sitebuiltins"].Quitter, "__call__"))  # of the builtins exit and quit
     for owner, name in exits:
         _wrap_exit(owner, name)
-        _hooks.callback(_unwrap_exit, owner, name)
+        hooks.callback(_unwrap_exit, owner, name)
+    hooks.callback(_forget_exit_code)
     if _is_multiprocessing_child():
         from multiprocessing.util import Finalize
 
         # Before Python 3.13 such a child runs no atexit handlers.
-        _hooks.callback(Finalize(None, _end_watched, [_describe_child_ending, frame], exitpriority=0).cancel)
-        atexit.register(_end_watched, _describe_child_ending, frame)
+        hooks.callback(Finalize(None, _end_all, [_describe_child_ending], exitpriority=0).cancel)
+        atexit.register(_end_all, _describe_child_ending)
     else:
-        atexit.register(_end_watched, _describe_ending, frame)
-        if frame is not None:
-            _notice_calls(frame.f_code, _hooks)
-    _hooks.callback(atexit.unregister, _end_watched)
+        atexit.register(_end_all, _describe_ending)
+        if _exit_code.frame is not None:
+            _notice_calls(_exit_code.frame.f_code, hooks)
+    hooks.callback(atexit.unregister, _end_all)
     # The first process of a container ignores a signal whose action is the default one.
     if not _WINDOWS and os.getpid() != 1:
-        _set_signals(folder, _hooks)
+        _set_signals(hooks)
+    return hooks
 
 
-def _take_hooks_away():
-    global _hooks
+def _forget_exit_code():
+    _exit_code.open_copies -= 1
+    if not _exit_code.open_copies:
+        vars(_exit_code).update(vars(_ExitCode()))
 
-    hooks, _hooks = _hooks, None
-    if hooks is not None:
-        hooks.close()
+
+def _register_at_fork(before, in_parent, in_child):
+    """Have three functions called whenever this process forks."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=before, after_in_parent=in_parent, after_in_child=in_child)
+    elif hasattr(os, "fork"):  # Python 3.6
+        original = os.fork
+
+        def fork():
+            child = None
+            before()
+            try:
+                child = original()
+                return child
+            finally:
+                (in_child if child == 0 else in_parent)()
+
+        os.fork = fork
 
 
 def _watch_forks():
-    """Have every forked child forget its parent's experiments before anything else runs there."""
+    """Have every forked child forget its parent's experiments before anything else runs there.
+
+    No lock is held meanwhile: other libraries lock their own in hooks like these, in another order.
+    """
     import signal
     from threading import get_ident
 
     masks = {}
 
-    def block_signals():
-        # Python drops a signal that our handler catches in a child before that has come to forget_parent().
-        if _hooks is not None:
+    def prepare():
+        if _session.experiments:
+            for experiment in _session.experiments[:]:
+                experiment._flush()
+            # Python drops a signal that our handler catches in a child before that has come to forget().
             masks[get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGHUP))
 
-    def unblock_signals():
+    def unblock():
         if get_ident() in masks:
             signal.pthread_sigmask(signal.SIG_SETMASK, masks.pop(get_ident()))
 
-    def forget_parent():
-        del _watched[:]
-        _take_hooks_away()
-        unblock_signals()
+    def forget():
+        global _session
+        parent, _session = _session, _Session()
+        for experiment in parent.experiments:
+            experiment._forget()
+        if parent.hooks is not None:
+            parent.hooks.close()
+        unblock()
 
-    _register_at_fork(block_signals, unblock_signals, forget_parent)
+    _register_at_fork(prepare, unblock, forget)
+
+
+_watches_forks: "List[bool]" = []
 
 
 def _watch(experiment):
-    """Have experiment._end(status) called when this process ends, unless _unwatch() comes first."""
-    global _watches_forks
-
-    if not _watches_forks:
-        _watch_forks()
-        _watches_forks = True
-    if _hooks is None:
-        _set_hooks(experiment.curexpdir)
-    _watched.append(experiment)
+    """Have experiment._end(status, is_exit=True) called when this process ends, unless _unwatch() comes first."""
+    with _session.lock:
+        if not _watches_forks:
+            _watch_forks()
+            _watches_forks.append(True)
+        if _session.hooks is None:
+            _session.hooks = _set_hooks()
+        _session.experiments.append(experiment)
 
 
 def _unwatch(experiment):
-    """Forget *experiment*; after the last one take away every hook that is still ours."""
-    if experiment in _watched:
-        _watched.remove(experiment)
-    if not _watched:
-        _take_hooks_away()
+    """Forget *experiment*; after the last one remove every hook that is still ours."""
+    with _session.lock:
+        if experiment in _session.experiments:
+            _session.experiments.remove(experiment)
+        if not _session.experiments and _session.hooks is not None:
+            hooks, _session.hooks = _session.hooks, None
+            hooks.close()
 
 
 def _is_reimported_main():
-    """Say whether this is a child of multiprocessing that imports the parent's main module again."""
+    """Return whether this is a child of multiprocessing that imports the parent's main module again."""
     process = sys.modules.get("multiprocessing.process")
     return process is not None and getattr(process.current_process(), "_inheriting", False)
 
@@ -2165,23 +2424,26 @@ def _is_reimported_main():
 # === Experiment ===============================================================
 # What a training script uses.
 
-_OUR_HIDDEN_FILE = r"\.owner-\d+|\.signals|\..+\.[0-9a-f]{16}\.tmp"
-# Everything that a start has written when it is killed before STATUS says RUNNING.
-_START_FILES = {"metadata.json", "default_args.json", "summary.json", "args.json", "stdout", "stderr"}
+_FOLDER_VARIABLE = "METICULOUS_EXPERIMENT_FOLDER"
+_SMALLEST_BLOCK = 1024  # bytes; a file that is not empty has room for so many
+
+_told_ranks: "List[int]" = []
 
 
-def _check_mapping(name, value):
-    """Return a mapping (or an argparse.Namespace) as a dict of plain JSON, which can be written."""
-    import json
+def _is_other_rank():
+    """Return whether another process of the same parallel run records it; the first time, say so on stderr."""
+    rank = _find_rank()
+    if rank is None or rank[0] == 0:
+        return False
+    if not _told_ranks:
+        _told_ranks.append(rank[0])
+        _warn(f"rank {rank[0]} of {rank[1]} ({rank[2]}) records nothing; rank 0 does.")
+    return True
 
-    plain = _to_json(value)
-    try:
-        json.dumps(plain)
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits
-        raise InvalidArgsException(f"{name} can't be written as JSON: {error}.") from None
-    if not isinstance(plain, dict):
-        raise InvalidArgsException(f"{name} must be a mapping, not {type(value).__name__}.")
-    return plain
+
+def _is_set(variable):
+    """Return whether an environment variable is set to something else than '' and 0."""
+    return os.environ.get(variable, "") not in ("", "0")
 
 
 def _check_directory(name, path):
@@ -2191,65 +2453,12 @@ def _check_directory(name, path):
 
 def _check_description(description):
     if description is not None and not isinstance(description, str):
-        raise InvalidArgsException(f"The description must be a text, not {description!r}.")
+        raise InvalidArgsException(f"The description must be a string, not {description!r}.")
     return description or ""
 
 
-def _read_if_there(path):
-    try:
-        return _read_bytes(path)
-    except FileNotFoundError:
-        return None
-
-
-def _has_run(folder):
-    """Say whether the files in *folder* tell more than the start of a first attempt."""
-    metadata = _load_mapping(os.path.join(folder, "metadata.json"))
-    if metadata and ("end-time" in metadata or len(_get_attempts(metadata)) != 1):
-        return True
-    start = {"summary.json": b"{}", "stdout": b"", "stderr": b""}
-    return any(_read_if_there(os.path.join(folder, name)) not in (None, text) for name, text in start.items())
-
-
-def _is_killed_start(folder):
-    """Say whether *folder* holds nothing, or only what a start that was killed leaves.
-
-    Raises FolderException if it can't be resumed either: a file, or other files and no args.json.
-    """
-    try:
-        names = os.listdir(folder)
-    except NotADirectoryError:
-        reason = "is no folder: take another id, or move it away."
-        raise FolderException(folder, reason, errno.ENOTDIR) from None
-    contents = {name for name in names if not re.fullmatch(_OUR_HIDDEN_FILE, name)}
-    is_owned = any(name.startswith(".owner-") for name in names)
-    if not contents or (contents <= _START_FILES and is_owned and not _has_run(folder)):
-        return True
-    if "args.json" not in contents:
-        raise FolderException(folder, "has files but no args.json: take another id, or move it away.")
-    return False
-
-
-def _restore_file(path, content):
-    try:
-        if content is None:
-            _remove_file(path)
-        elif content != _read_if_there(path):
-            _write_file(path, content)
-    except OSError:
-        pass  # The error that made us restore it says more.
-
-
-def _discard_start(folder):
-    for name in _START_FILES | {"STATUS"}:
-        _remove_file(os.path.join(folder, name))
-
-
 def _find_differences(recorded, current):
-    """Say in words how two dicts of plain JSON differ."""
-    import json
-
-    current = json.loads(json.dumps(current))  # keys are texts then, as in the file
+    """Describe in words how two dicts of plain JSON differ."""
     differences = []
     in_both = recorded.keys() & current.keys()
     for name in sorted(in_both) + sorted(recorded.keys() ^ current.keys()):
@@ -2260,25 +2469,28 @@ def _find_differences(recorded, current):
     return differences
 
 
-def _check_unchanged(folder, args, sha):
-    """Raise what forbids to resume the experiment in *folder* with *args* on the commit *sha*."""
+def _check_resumable(folder, args, work_tree, head):
+    """Raise what forbids resuming the experiment in *folder* with *args* on the commit *head*."""
+    names = os.listdir(folder)  # which makes a network file system forget that it was not there
+    if "args.json" not in names:
+        raise FolderException(folder, "has files but no args.json: take another id, or move it away.")
     differences = _find_differences(_load_mapping(os.path.join(folder, "args.json")), args)
     if differences:
         raise MismatchedArgsException(folder, differences)
-    recorded = _load_mapping(os.path.join(folder, "metadata.json")).get("githead-sha")
-    if recorded != sha:
-        raise MismatchedCommitException(folder, str(recorded), sha)
+    recorded = str(_load_mapping(os.path.join(folder, "metadata.json")).get("githead-sha"))
+    if recorded != head.sha and not _differs_only_by_our_commits(work_tree, recorded, head):
+        raise MismatchedCommitException(folder, recorded, head.sha)
 
 
 def _summarize_status(text):
-    """Put a STATUS text on one line: its first word, and the reason."""
+    """Return a STATUS on one line: its first word, and the reason."""
     first, _, rest = text.partition("\n")
     reason = rest.strip().rpartition("\n")[2]
     return f"{first}: {reason}" if reason else first
 
 
 def _list_attempts(folder, metadata):
-    """List the attempts that a folder's *metadata* tells of, each with how it ended."""
+    """Return the attempts that a folder's *metadata* lists, each with how it ended."""
     only = {key: metadata[key] for key in ("start-time", "end-time", "command") if key in metadata}
     attempts = _get_attempts(metadata) or [only]
     if "ended" not in attempts[-1]:
@@ -2287,108 +2499,180 @@ def _list_attempts(folder, metadata):
     return attempts
 
 
-_SMALLEST_BLOCK = 1024  # bytes; a file that holds one has room for so many
+def _explain_refused_write(error, directory):
+    """Return the FolderException for a system error during a start."""
+    path = os.fsdecode(error.filename or directory)
+    if os.path.basename(path).startswith("."):  # a hidden file of ours, which says nothing to the user
+        path = os.path.dirname(path)
+    reason = f"can't be used: {_explain(error)}."
+    if error.errno in (errno.EACCES, errno.EPERM):
+        reason += (
+            "\nIf a group shares it, its owner may run `chmod g+ws` on it, and each member `umask 002`; "
+            "or name another --experiments-directory."
+        )
+    return FolderException(path, reason, error.errno)
 
 
-class _Attempt:
-    """One start of an experiment, from entering its folder to writing its end.
+def _try(function):
+    """Call *function*; return the exception if it fails."""
+    try:
+        function()
+        return None
+    except Exception as error:
+        return error
 
-    folder: the experiment's; is_new: False if it is resumed; metadata: what metadata.json holds. What has to
-    be taken back if the start fails is pushed on the ExitStack *undo*.
+
+class _Record:
+    """The folder of one attempt, from its start to its end.
+
+    folder, number (of the attempt), metadata (what metadata.json holds), capture (of the output).
     """
 
-    def __init__(self, directory, name, undo):
-        self.process = _describe_process()
-        self.is_new = self._enter_folder(directory, name, undo)
-
-    def _enter_folder(self, directory, name, undo):
-        """Get the folder *name*, or the next numbered one, for this process alone; True if it is new."""
-        if name is None:
-            for number in _new_ids(directory):
-                undo.callback(_remove_file, _claim_path(directory, number))
-                if self._enter_new_folder(os.path.join(directory, str(number)), undo):
-                    return True
-        if self._enter_new_folder(os.path.join(directory, name), undo):
-            if re.fullmatch("[0-9]+", name) and _claim_explicit_id(directory, int(name)):
-                undo.callback(_remove_file, _claim_path(directory, int(name)))
-            return True
-        is_new = _is_killed_start(self.folder)
-        self._own(undo)
-        # Looked at again, because before it was ours another process may have used it and gone.
-        is_new = is_new and _is_killed_start(self.folder)
-        if is_new:
-            undo.callback(_discard_start, self.folder)
-        return is_new
-
-    def _enter_new_folder(self, folder, undo):
-        self.folder = folder
-        try:
-            os.mkdir(folder)
-        except FileExistsError:
-            return False
-        undo.callback(_remove_directory, folder)
-        try:
-            self._own(undo)
-        except RunningException:
-            # Between mkdir and here, a process that asked for this very id took the empty folder over.
-            return False
-        if self.number > 1:
-            # It did, and has even gone again.
-            _release_ownership(folder, self.number)
-            return False
-        undo.callback(_discard_start, folder)
-        return True
-
-    def _own(self, undo):
-        self.number = _take_ownership(self.folder, self.process)
-        undo.callback(_release_ownership, self.folder, self.number)
-        self._claim = _read_if_there(_owner_path(self.folder, self.number))
-
-    def check_owned(self):
-        """Raise OSError if this is another folder by now: deleted, and perhaps made anew by another start."""
-        if _read_if_there(_owner_path(self.folder, self.number)) != self._claim:
-            raise OSError(errno.ESTALE, "it was deleted or replaced", self.folder)
-
-    def release(self):
-        self.check_owned()
-        _release_ownership(self.folder, self.number)
-
-    def describe(self, head, description):
-        """Set the metadata of this attempt, after what the folder tells of earlier ones."""
-        old = {} if self.is_new else _load_mapping(os.path.join(self.folder, "metadata.json"))
-        attempts = [] if self.is_new else _list_attempts(self.folder, old)
-        now, command = _local_time(), _to_json(getattr(sys, "argv", []))
+    def __init__(self, start, description):
+        """*start* is what metadata.json says of the code; the times begin here."""
+        self._clock = time.monotonic()
+        epoch, command = time.time(), _to_json(getattr(sys, "argv", []))
+        self.attempt = {"start-time": _local_time(epoch), "start-epoch": epoch, "command": command}
+        self.attempt.update(_describe_process())
+        self.number = 1
         self.metadata = {
-            **{key: value for key, value in old.items() if key != "end-time"},
-            "githead-sha": head.sha,
-            "githead-message": head.message,
-            "description": description or old.get("description", ""),
-            "start-time": old.get("start-time", now),
+            **start,
+            "description": description,
+            "start-time": self.attempt["start-time"],
             "command": command,
             "place": _describe_place(),
-            "attempts": attempts + [{"start-time": now, "command": command, **self.process}],
+            "attempts": [self.attempt],
         }
 
-    def write_start(self, args, default_args, undo):
-        """Write the files of a start; a folder without STATUS is a start that was killed."""
-        if self.is_new:
-            parts = {"metadata": self.metadata, "default_args": default_args, "summary": {}, "args": args}
-            for name, content in parts.items():
-                _write_json(os.path.join(self.folder, f"{name}.json"), content)
-            return
-        for name in ("metadata.json", "STATUS"):
-            path = os.path.join(self.folder, name)
-            undo.callback(_restore_file, path, _read_if_there(path))
+    def create(self, directory, name, args, default_args, undo):
+        """Make the folder *name*, or the next numbered one; return False if *name* is there already.
+
+        It is built under a hidden name. The rename is the claim: it replaces an empty directory, and of several
+        processes one succeeds (rename(2), also on NFS).
+        """
+        from contextlib import ExitStack
+
+        with ExitStack() as discard:
+            hidden = os.path.join(directory, _BUILD_PREFIX + _unique_name())
+            os.mkdir(hidden)
+            discard.callback(_remove_folder, hidden)
+            files = {"args.json": args, "default_args.json": default_args, "metadata.json": self.metadata}
+            for file, content in files.items():
+                _create_file(os.path.join(hidden, file), _to_bytes(content))
+            _create_file(os.path.join(hidden, "STATUS"), b"RUNNING")
+            self.capture = _Capture(hidden)
+            discard.callback(self.capture.close)
+            if name is None:
+                numbers = _claim_ids(directory, discard)
+                while not self._rename(hidden, os.path.join(directory, str(next(numbers)))):
+                    pass  # a folder that somebody made without a claim
+            else:
+                if re.fullmatch("[0-9]+", name) and _claim_id(directory, int(name)):
+                    discard.callback(_remove_file, _claim_path(directory, int(name)))
+                if not self._rename(hidden, os.path.join(directory, name)):
+                    return False
+            discard.callback(_remove_folder, self.folder)
+            undo.push(discard.pop_all())
+        return True
+
+    def _rename(self, hidden, folder):
+        self.folder = folder
+        if _WINDOWS:  # a folder with open files can't be renamed there, and an empty one is not replaced
+            self.capture.close()
+            _remove_directory(folder)
+        try:
+            os.rename(hidden, folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            return False
+        if _WINDOWS:
+            self.capture = _Capture(folder)
+        return True
+
+    def resume(self, undo):
+        """Begin the next attempt in the folder that is there. Raises RunningException."""
+        path = os.path.join(self.folder, "metadata.json")
+        self.number = _claim_attempt(self.folder, self.attempt)
+        undo.callback(_remove_folder, _attempt_path(self.folder, self.number))
+        old = _load_mapping(path)
+        attempts = _list_attempts(self.folder, old)
+        if attempts[-1].get("host", self.attempt["host"]) != self.attempt["host"]:
+            self._replace_streams()
+        self.metadata = {
+            **{key: value for key, value in old.items() if key not in ("end-time", "usage")},
+            **self.metadata,
+            "description": self.metadata["description"] or old.get("description", ""),
+            "start-time": old.get("start-time", self.attempt["start-time"]),
+            "attempts": attempts + [self.attempt],
+        }
+        self.capture = _Capture(self.folder)
+        undo.callback(self.capture.close)
+        undo.callback(self._restore, {name: self._read(name) for name in ("STATUS", "metadata.json")})
         # Before metadata tells of a new attempt: killed in between, it must not look as ended as the old one.
-        self.write_status("RUNNING")
-        _write_json(os.path.join(self.folder, "metadata.json"), self.metadata)
+        self._write("STATUS", b"RUNNING")
+        self._write("metadata.json", _to_bytes(self.metadata))
 
-    def write_status(self, status):
-        _write_file(os.path.join(self.folder, "STATUS"), status.encode("utf-8", "backslashreplace"))
+    def _replace_streams(self):
+        """Copy the files of output, so that a process of a node that was called dead writes into ours no more."""
+        import shutil
 
-    def _overwrite_status(self, status):
-        """Write STATUS into the file that is there, which has room for a block on a full disk, too."""
-        content = status.encode("utf-8", "backslashreplace")
+        for name in ("stdout", "stderr"):
+            path, copy = (
+                os.path.join(self.folder, name),
+                os.path.join(self.folder, f".{name}.{_unique_name()}.tmp"),
+            )
+            if os.path.isfile(path):
+                shutil.copyfile(path, copy)
+                os.replace(copy, path)
+
+    def _read(self, name):
+        return _read_if_there(os.path.join(self.folder, name))
+
+    def _write(self, name, content):
+        _write_file(os.path.join(self.folder, name), content)
+
+    def _restore(self, contents):
+        for name, content in contents.items():
+            try:
+                if content is not None and content != self._read(name):
+                    self._write(name, content)
+            except OSError:
+                pass  # the error that made us restore it tells more
+
+    def load_own_metadata(self):
+        """Return what metadata.json holds now. Raises OSError if the folder is another by now."""
+        found = _load_mapping(os.path.join(self.folder, "metadata.json"))
+        own = _get_attempts(found)[self.number - 1 : self.number]
+        if not own or not _agree(own[0], self.attempt, "start-epoch", "host", "pid"):
+            raise OSError(errno.ESTALE, "it was deleted or replaced", self.folder)
+        return found
+
+    def write_end(self, status):
+        """Write how the attempt ended, and when. STATUS belongs to the newest attempt, which may be another."""
+        found = self.load_own_metadata()
+        attempts = found["attempts"]
+        is_newest = len(attempts) == self.number >= _find_newest_attempt(self.folder)
+        if is_newest:
+            # STATUS first: killed in between, the record tells how the run ended, though not when.
+            self._write_status(status.encode("utf-8", "backslashreplace"))
+        end = {"end-time": _local_time()}
+        self.attempt.update(end)
+        self.attempt["duration-seconds"] = round(time.monotonic() - self._clock, 6)
+        self.attempt["ended"] = _summarize_status(status)
+        attempts[self.number - 1] = self.attempt
+        if is_newest:
+            self.metadata.update(end, attempts=attempts)
+            found = self.metadata
+        self._write("metadata.json", _to_bytes(_to_json(found)))
+
+    def _write_status(self, content):
+        try:
+            return self._write("STATUS", content)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+        # Into the file that is there, which has room for a block on a full disk, too.
         if len(content) > _SMALLEST_BLOCK:
             tail = content[-_SMALLEST_BLOCK // 2 :].decode("utf-8", "ignore")
             content = f"ERROR\n...{tail}".encode("utf-8")
@@ -2396,37 +2680,6 @@ class _Attempt:
             # All of RUNNING at once, so that no reader sees a part of it.
             file.write(content.ljust(len("RUNNING"), b"\n"))
             file.truncate(len(content))
-
-    def write_end(self, status):
-        """Write how the attempt ended, and when."""
-        self.check_owned()
-        # STATUS first: killed in between, the record tells how the run ended, though not when.
-        try:
-            self.write_status(status)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            self._overwrite_status(status)
-        end = {"end-time": _local_time()}
-        self.metadata.update(end)
-        self.metadata["attempts"][-1].update(end, ended=_summarize_status(status))
-        _write_json(os.path.join(self.folder, "metadata.json"), _to_json(self.metadata))
-
-
-_FOLDER_VARIABLE = "METICULOUS_EXPERIMENT_FOLDER"
-
-_told_ranks: "List[int]" = []
-
-
-def _is_other_rank():
-    """Say whether another process of the same parallel run records it; the first time also on stderr."""
-    rank = _rank()
-    if rank is None or rank[0] == 0:
-        return False
-    if not _told_ranks:
-        _told_ranks.append(rank[0])
-        _warn(f"rank {rank[0]} of {rank[1]} ({rank[2]}) records nothing; rank 0 does.")
-    return True
 
 
 class Experiment:
@@ -2438,7 +2691,8 @@ class Experiment:
     experiments_directory: where the folders are; relative to *project_directory*, or absolute.
     experiment_id: None for the next number; otherwise the experiment to start, or to resume if it is there.
     description: what the run is for, in words.
-    norecord: touch nothing at all; files are opened in the current directory.
+    norecord: touch nothing at all; files are opened in the current directory. METICULOUS_NORECORD=1 does the same.
+    allow_dirty: record a snapshot of a work tree with changes; so does METICULOUS_ALLOW_DIRTY=1.
 
     Raises DirtyRepoException, GitException, InvalidIdException, InvalidArgsException, RunningException,
     MismatchedArgsException, MismatchedCommitException, FolderException (an OSError); nothing half-made stays.
@@ -2453,15 +2707,16 @@ class Experiment:
         experiment_id: "Union[str, int, None]" = None,
         description: str = "",
         norecord: bool = False,
+        allow_dirty: bool = False,
     ) -> None:
-        self.norecord = norecord or _is_other_rank()
+        self.norecord = norecord or _is_set("METICULOUS_NORECORD") or _is_other_rank()
         self.project_directory = project_directory
         self.experiments_directory = experiments_directory
         self.repo_directory: "Optional[str]" = None
         self.curexpdir = "."
         self.metadata: "Dict[str, Any]" = {}
         self.stdout, self.stderr = sys.stdout, sys.stderr
-        self._attempt: "Any" = None  # stays None if nothing is recorded
+        self._record: "Any" = None  # stays None if nothing is recorded
         self._ended = True
         if self.norecord:
             return
@@ -2471,12 +2726,20 @@ class Experiment:
             return
         _check_directory("project_directory", project_directory)
         _check_directory("experiments_directory", experiments_directory)
-        self._start(
-            _check_id(experiment_id),
-            _check_mapping("args", {} if args is None else args),
-            None if default_args is None else _check_mapping("default_args", default_args),
-            _check_description(description),
-        )
+        name, description = _check_id(experiment_id), _check_description(description)
+        args = _check_mapping("args", {} if args is None else args)
+        if default_args is not None:
+            default_args = _check_mapping("default_args", default_args)
+        self.repo_directory = _find_work_tree(project_directory)
+        self.experiments_directory = os.path.abspath(os.path.join(project_directory, experiments_directory))
+        try:
+            self._start(
+                name, args, default_args, description, allow_dirty or _is_set("METICULOUS_ALLOW_DIRTY")
+            )
+        except OSError as error:
+            if isinstance(error, MeticulousException):
+                raise
+            raise _explain_refused_write(error, self.experiments_directory) from error
 
     @staticmethod
     def add_argument_group(
@@ -2522,6 +2785,14 @@ class Experiment:
     def __repr__(self) -> str:
         return f"<Experiment {self.curexpdir!r}>"
 
+    def __getstate__(self) -> "Dict[str, Any]":
+        """Return what a copy has, in this process or another: the folder, but not the recording."""
+        state = {**vars(self), "_record": None, "_ended": True}
+        return {name: value for name, value in state.items() if name not in ("stdout", "stderr")}
+
+    def __setstate__(self, state: "Dict[str, Any]") -> None:
+        vars(self).update(state, stdout=sys.stdout, stderr=sys.stderr)
+
     def __enter__(self) -> "Experiment":
         return self
 
@@ -2533,8 +2804,6 @@ class Experiment:
         # Up to Python 3.7 a CancelledError is an Exception.
         passes = not isinstance(exc, Exception) or _is_instance(exc, "asyncio", "CancelledError")
         if not passes:
-            import traceback  # noqa: F401 is to be there for this:
-
             _say(_format_exception(exc_type, exc, tb))
         self._end(_exception_text(exc_type, exc, tb))
         return not passes
@@ -2544,33 +2813,50 @@ class Experiment:
 
         Raises InvalidArgsException for what is not a mapping, FolderException if the file can't be written.
         """
-        if self._attempt is None:
+        if self._record is None:
             return
         given = _check_mapping("summary", {} if summary_dict is None else summary_dict)
         given.update(_check_mapping("summary", values))
         path = os.path.join(self.curexpdir, "summary.json")
-        with self._lock:
-            summary = {**_load_mapping(path), **given}
+        with _session.lock:
+            # What a signal handler adds in the middle of this is written here, too.
+            self._given.append(given)
+            is_outermost = len(self._given) == 1
             try:
-                if self._is_open():
-                    self._attempt.check_owned()
-                _write_json(path, summary)
+                written = 0
+                while written < len(self._given):
+                    written = len(self._given)
+                    if (
+                        self.is_recording
+                        and len(self._record.load_own_metadata()["attempts"]) > self._record.number
+                    ):
+                        _warn(f"{path} belongs to a later attempt by now: this summary is left out.")
+                        return
+                    summary = _load_mapping(path)
+                    for part in self._given[:written]:
+                        summary.update(part)
+                    _write_file(path, _to_bytes(summary))
             except OSError as error:
+                if isinstance(error, MeticulousException):
+                    raise
                 raise FolderException(path, f"can't be written: {_explain(error)}.", error.errno) from error
+            finally:
+                if is_outermost:
+                    del self._given[:]
 
     def open(self, file: "Any", mode: str = "r", *args: "Any", **kwargs: "Any") -> "IO[Any]":
         """Open *file* like the builtin open(), relative paths inside the experiment's folder."""
         if not isinstance(file, int):
             folder = os.fsencode(self.curexpdir) if isinstance(os.fspath(file), bytes) else self.curexpdir
             file = os.path.join(folder, file)
-        return open(file, mode, *args, **kwargs)  # the builtin: a method's name is no name in here
+        return open(file, mode, *args, **kwargs)  # the builtin: a method's name is not a name in here
 
     def finish(self, status: str = "SUCCESS") -> None:
         """End the record now: 'SUCCESS', 'ERROR', or 'ERROR' and more lines, the last of them the reason.
 
         Does nothing if the record has ended already. Raises InvalidArgsException for another status.
         """
-        if self._attempt is None:
+        if self._record is None:
             return
         if status != "SUCCESS" and str(status).partition("\n")[0] != "ERROR":
             raise InvalidArgsException(
@@ -2578,61 +2864,58 @@ class Experiment:
             )
         self._end(status.rstrip("\n"))
 
-    def _start(self, name, args, default_args, description):
+    @property
+    def is_recording(self) -> bool:
+        """Whether this process records the experiment: a forked child, which may outlive it, does not."""
+        return not self._ended and os.getpid() == self._record.attempt["pid"]
+
+    def record_output(self, name: str, data: bytes) -> None:
+        """Record *data*, which a child process wrote to its 'stdout' or 'stderr'."""
+        self._record.capture.record(name, data)
+
+    def _start(self, name, args, default_args, description, allow_dirty):
         from contextlib import ExitStack
-        from functools import partial
-        from threading import RLock
 
-        self._lock = RLock()
-        self.repo_directory = _find_work_tree(self.project_directory)
-        directory = os.path.abspath(os.path.join(self.project_directory, self.experiments_directory))
-        self.experiments_directory = directory
+        directory = self.experiments_directory
         with ExitStack() as undo:
-            try:
-                make_directory = partial(_make_directories, directory, undo)
-                head = _prepare_repository(self.repo_directory, directory, make_directory)
-                attempt = _Attempt(directory, name, undo)
-                if not attempt.is_new:
-                    _check_unchanged(attempt.folder, args, head.sha)
-                attempt.describe(head, description)
-                attempt.write_start(args, default_args, undo)
-                capture = _Capture(attempt.folder)
-                undo.callback(capture.close)
-                attempt.write_status("RUNNING")
-            except OSError as error:
-                if isinstance(error, MeticulousException):
-                    raise
-                path = os.fsdecode(error.filename or directory)
-                raise FolderException(path, f"can't be used: {_explain(error)}.", error.errno) from error
-            self._attempt, self._capture, self._ended = attempt, capture, False
-            self.curexpdir, self.metadata = attempt.folder, attempt.metadata
-            self.stdout, self.stderr = capture.stdout, capture.stderr
-            undo.callback(_unwatch, self)
-            _watch(self)
-            undo.pop_all()
-        os.environ[_FOLDER_VARIABLE] = self.curexpdir
+            head = _prepare_repository(
+                self.repo_directory, directory, lambda: _make_directories(directory, undo), allow_dirty
+            )
+            record = _Record({"githead-sha": head.sha, "githead-message": head.message}, description)
+            with _Hold():
+                if not record.create(directory, name, args, default_args, undo):
+                    _check_resumable(record.folder, args, self.repo_directory, head)
+                    record.resume(undo)
+                self._record, self._ended, self._given = record, False, []
+                self.curexpdir, self.metadata = record.folder, record.metadata
+                undo.callback(_unwatch, self)
+                _watch(self)
+                record.capture.start(record.folder)
+                os.environ[_FOLDER_VARIABLE] = self.curexpdir
+                undo.pop_all()
 
-    def _is_open(self):
-        """Say whether this process records the experiment: a forked child, which may outlive it, does not."""
-        return not self._ended and os.getpid() == self._attempt.process["pid"]
-
-    def _end(self, status):
+    def _end(self, status, is_exit=False):
         """Write how the run ended: once, only in the process that began it, and without ever raising."""
-        if not self._is_open():
+        if not self.is_recording:
             return
-        problem = None
-        with _SignalHold():
-            for step in (self._capture.close, lambda: self._attempt.write_end(status), self._attempt.release):
-                try:
-                    step()
-                except Exception as error:
-                    problem = problem or error
+        with _Hold(), _session.lock:
             self._ended = True
+            capture = self._record.capture
+            problem = _try(capture.settle if is_exit else capture.close) or self._record_end(status)
             _unwatch(self)
-            os.environ[_FOLDER_VARIABLE] = (_watched or [self])[-1].curexpdir
-        # The tee's warning is enough, as long as STATUS tells of the end.
-        if problem is not None and not (self._capture.faults and "end-time" in self.metadata):
-            _warn(f"the end of {self.curexpdir} can't be recorded whole: {problem}")
+            os.environ[_FOLDER_VARIABLE] = (_session.experiments or [self])[-1].curexpdir
+        # The warning of the output is enough, as long as STATUS tells of the end.
+        if problem is not None and not (capture.faults and "end-time" in self.metadata):
+            _warn(f"the end of {self.curexpdir} can't be recorded completely: {problem}")
+
+    def _record_end(self, status):
+        return _try(lambda: self._record.write_end(status))
+
+    def _flush(self):
+        self._record.capture.flush()
+
+    def _forget(self):
+        self._record.capture.forget()
 
 
 # === Text =====================================================================
@@ -2975,7 +3258,7 @@ class ExperimentReader:
 
     def _describe_end(self, attempt, is_certain):
         """Give the status and the message of a process that is not known to run."""
-        signal = _describe_signal(os.path.join(self.curexpdir, _STACKS_FILE))
+        signal = ""
         sign = _last_sign_of_life(self.curexpdir)
         age = "" if sign is None else _format_duration(time.time() - sign)
         message = f"last sign of life {age} ago" if age else "no sign of life"
@@ -3948,7 +4231,7 @@ def _record_command(command, own):
     experiment = Experiment(_parse_command(command[1:]), None, **own)
     start = time.monotonic()
     try:
-        if experiment._attempt is None:
+        if not experiment.is_recording:
             # What Python ignores, the program that it becomes would ignore too.
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
@@ -3959,7 +4242,7 @@ def _record_command(command, own):
         experiment.finish(f"ERROR\n{problem}")
         _warn(f"{problem}.")
         return 126
-    pump = _Pump(experiment._capture, process)
+    pump = _Pump(experiment._record.capture, process)
     process_ids.append(process.pid)
     for signum in early:
         os.kill(process.pid, signum)
@@ -4127,7 +4410,7 @@ def _describe_version():
     """Give the version, and the name that git has for this very file, so that an edited copy shows."""
     from hashlib import sha1
 
-    content = _read_bytes(__file__)
+    content = _read_file(__file__)
     sha = sha1(b"blob %d\0" % len(content) + content).hexdigest()
     return f"meticulous {__version__}, git blob {sha}"
 
