@@ -2062,9 +2062,10 @@ def _find_program():
     A launcher (coverage, pdb, IPython) has a main module of its own, and runs the script inside of it.
     """
     frames = _list_main_frames()
-    mains = [frame for frame in frames if frame.f_globals.get("__name__") == "__main__"]
-    modules = [frame for frame in mains if frame.f_globals.get("__file__") == frame.f_code.co_filename]
-    frame = next(iter(modules or mains[-1:] or frames[-1:]), None)
+    modules = [frame for frame in frames if frame.f_code.co_name == "<module>"]
+    mains = [frame for frame in modules if frame.f_globals.get("__name__") == "__main__"]
+    scripts = [frame for frame in mains if frame.f_globals.get("__file__") == frame.f_code.co_filename]
+    frame = next(iter(scripts or mains[-1:] or frames[-1:]), None)
     if _is_multiprocessing_child():
         frame = next((frame for frame in frames if frame.f_code.co_name == "_bootstrap"), frame)
     elif frame is not None and _is_launcher(frame):
@@ -2073,7 +2074,7 @@ def _find_program():
         _exit_code.is_shell = bool(users)
         frame = (users or [frame])[-1]
     _exit_code.frame = frame
-    _exit_code.is_launched = frame in modules and frame.f_back is not None
+    _exit_code.is_launched = frame in scripts and frame.f_back is not None
 
 
 def _notice_calls(code, undo):
@@ -2244,8 +2245,6 @@ def _end_all(describe, *arguments):
     with _Hold():
         for experiment in reversed(_session.experiments[:]):
             experiment._end(status, is_exit=True)
-            if _session.get_held():
-                experiment._record_end(_kill_text(_session.get_held()))
     if is_interrupt:
         # Any exec in an atexit handler clears the mark by which Python exits with 130; this sets it again.
         try:
@@ -2513,10 +2512,10 @@ def _explain_refused_write(error, directory):
     return FolderException(path, reason, error.errno)
 
 
-def _try(function):
+def _try(function, *arguments):
     """Call *function*; return the exception if it fails."""
     try:
-        function()
+        function(*arguments)
         return None
     except Exception as error:
         return error
@@ -2837,7 +2836,7 @@ class Experiment:
                         summary.update(part)
                     _write_file(path, _to_bytes(summary))
             except OSError as error:
-                if isinstance(error, MeticulousException):
+                if getattr(error, "path", None) == path:
                     raise
                 raise FolderException(path, f"can't be written: {_explain(error)}.", error.errno) from error
             finally:
@@ -2901,15 +2900,15 @@ class Experiment:
         with _Hold(), _session.lock:
             self._ended = True
             capture = self._record.capture
-            problem = _try(capture.settle if is_exit else capture.close) or self._record_end(status)
+            problem = _try(capture.settle if is_exit else capture.close)
+            problem = problem or _try(self._record.write_end, status)
+            if is_exit and _session.get_held():
+                _try(self._record.write_end, _kill_text(_session.get_held()))
             _unwatch(self)
             os.environ[_FOLDER_VARIABLE] = (_session.experiments or [self])[-1].curexpdir
         # The warning of the output is enough, as long as STATUS tells of the end.
         if problem is not None and not (capture.faults and "end-time" in self.metadata):
             _warn(f"the end of {self.curexpdir} can't be recorded completely: {problem}")
-
-    def _record_end(self, status):
-        return _try(lambda: self._record.write_end(status))
 
     def _flush(self):
         self._record.capture.flush()

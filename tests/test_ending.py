@@ -64,7 +64,7 @@ ENDINGS = [
     ("argparse's error", 2, "sys.exit(2)",
      "import argparse; argparse.ArgumentParser().parse_args(['--what'])"),
     ("sys.exit in a function", 3, "sys.exit(3)", "def deep(): sys.exit(3)\ndeep()"),
-    ("sys.exit in except", 3, "sys.exit(3)", "try: 1 / 0\nexcept ArithmeticError: sys.exit(3)"),
+    ("sys.exit in except", 3, f"sys.exit(3) after {DIVISION}", "try: 1 / 0\nexcept ArithmeticError: sys.exit(3)"),
     ("sys.exit(0) in try", 0, "SUCCESS", "try: sys.exit(0)\nfinally: len('')"),
     ("sys.exit(0) raised again", 0, "SUCCESS", "try: sys.exit(0)\nexcept SystemExit: raise"),
     ("sys.exit(0) kept and raised", 0, "SUCCESS",
@@ -350,7 +350,7 @@ class TestSignals:
             """.replace("\n            ", "\n")
         )
         assert (result.code, result.stderr) == (-signum, "")
-        check_ended(repo, result, "SUCCESS")
+        check_ended(repo, result, re.compile(f"killed by {signum.name} at .*"))
 
     @pytest.mark.parametrize("when", ["before", "after"])
     def test_a_handler_of_the_user_is_left_alone(self, repo, signum, when):
@@ -412,22 +412,6 @@ def test_a_signal_in_busy_threads_does_not_crash(repo):
         result = process.result()
         assert (result.code, result.stderr) == (-signal.SIGTERM, "")
         check_ended(repo, result, killed_by(signal.SIGTERM), number)
-
-
-@pytest.mark.skipif(sys.version_info[:2] == (3, 13), reason="on Python 3.13 faulthandler can crash")
-def test_the_stacks_are_on_disk_at_once_when_sigterm_comes_in_a_c_call(repo):
-    process = start(repo, SILENT + IN_C.format(times=10**12))
-    stacks = repo.experiment(1) / ".signals"
-    assert stacks.read_text() == ""
-    process.send_signal(signal.SIGTERM)
-    deadline = time.monotonic() + 30
-    while not stacks.read_text().endswith(" in <module>\n"):
-        assert time.monotonic() < deadline and process.poll() is None
-    assert 'script.py", line 7 in <module>' in stacks.read_text()
-    process.kill()
-    assert process.result().code == -signal.SIGKILL
-    assert (repo.experiment(1) / "STATUS").read_text() == "RUNNING"
-    assert ExperimentReader(str(repo.experiment(1))).status_message.endswith("script.py line 7")
 
 
 def test_a_file_that_got_the_number_of_one_of_ours_stays_open(repo):
@@ -804,7 +788,7 @@ INTERPRETERS = {
     "-m raises SystemExit": (["-m", "script"], IN_MAIN.format(3) + "raise SystemExit(main())", 3, at_top(3)),
     "-m raises": (["-m", "script"], START + "1 / 0", 1, DIVISION),
     "profiler ends": (PROFILED, START, 0, "SUCCESS"),
-    "profiler catches the exit": (PROFILED, START + "sys.exit(3)", 0, "SUCCESS"),
+    "profiler catches the exit": (PROFILED, START + "sys.exit(3)", 0, "sys.exit(3)"),
     "profiler raises": (PROFILED, START + "1 / 0", 1, DIVISION),
     "-OO": (["-OO", "script.py"], START + "sys.exit(3)", 3, "sys.exit(3)"),
     "-S": (["-S", "script.py"], START + "sys.exit(3)", 3, "sys.exit(3)"),

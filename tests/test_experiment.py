@@ -106,7 +106,7 @@ class TestRecord:
         folder = repo.experiment(1)
         assert (folder / "STATUS").read_bytes() == b"RUNNING"
         assert "end-time" not in load(folder, "metadata")
-        assert load(folder, "summary") == {}
+        assert not (folder / "summary.json").exists()
         process.stdin.write(b"\n")
         assert process.result().code == 0
         assert (folder / "STATUS").read_bytes() == b"SUCCESS"
@@ -218,7 +218,7 @@ with contextlib.redirect_stdout(sys.__stdout__):
         result = repo.run(script("", body))
         assert (result.code, result.stdout) == (0, "INSIDE\nINNER\nPAST THE SECOND\n"), result
         outputs = [(repo.experiment(number) / "stdout").read_text() for number in (1, 2, 3)]
-        assert outputs == ["", "inside\n", "inner\n"]
+        assert outputs == ["", "inside\ninner\npast the second\n", "inner\n"]
 
     def test_one_hundred_in_a_loop(self, repo):
         source = "from meticulous import Experiment\nfor n in range(100):\n    with Experiment({'n': n}): print(n)\n"
@@ -630,26 +630,26 @@ class TestResume:
         assert repo.run(self.RUN).code == 0
         assert (repo.experiment("mine") / "STATUS").read_text() == "SUCCESS"
 
-    def test_what_a_killed_start_leaves_is_taken_over_with_other_arguments_too(self, repo):
+    @pytest.mark.parametrize("step", ["metadata.json", "default_args.json", "args.json", "STATUS", "rename"])
+    def test_a_start_that_is_killed_leaves_no_folder_and_blocks_nobody(self, repo, step):
         killer = """
             import os, meticulous
-            write = meticulous._write_file
-            def write_and_die(path, content):
-                write(path, content)
-                if os.path.basename(path) == os.environ["DIE_AFTER"]:
-                    os.kill(os.getpid(), 9)
-            meticulous._write_file = write_and_die
-            meticulous.Experiment({"lr": 9}, experiment_id=os.environ["DIE_AFTER"])
+            def die_after(function):
+                def call(path, content):
+                    function(path, content)
+                    if os.path.basename(path) == os.environ["DIE_AT"]:
+                        os.kill(os.getpid(), 9)
+                return call
+            meticulous._create_file = die_after(meticulous._create_file)
+            if os.environ["DIE_AT"] == "rename":
+                os.rename = lambda source, target: os.kill(os.getpid(), 9)
+            meticulous.Experiment({"lr": 9}, experiment_id="mine")
         """
-        names = ["metadata.json", "default_args.json", "summary.json", "args.json"]
-        for name in names:
-            assert repo.run(killer, env={"DIE_AFTER": name}, name="killer.py").code == -9
-            assert not (repo.experiment(name) / "STATUS").exists()
-        source = "import sys\n" + START + "{'lr': 1}, experiment_id=sys.argv[1])"
-        for name in names:
-            assert repo.run(source, name).code == 0
-            assert load(repo.experiment(name), "args") == {"lr": 1}
-            assert (repo.experiment(name) / "STATUS").read_text() == "SUCCESS"
+        assert repo.run(killer, env={"DIE_AT": step}, name="killer.py").code == -9
+        assert not repo.experiment("mine").exists()
+        assert repo.run(START + "{'lr': 1}, experiment_id='mine')").code == 0
+        assert load(repo.experiment("mine"), "args") == {"lr": 1}
+        assert (repo.experiment("mine") / "STATUS").read_text() == "SUCCESS"
 
     def test_one_that_runs_is_refused(self, repo):
         process = repo.popen(self.RUN + "input()\n", stdin=-1)
@@ -753,7 +753,7 @@ class TestChildren:
         folder = repo.experiment(1)
         assert (folder / "STATUS").read_text() == "SUCCESS"
         assert (folder / "worker-2").read_text() == str(folder)
-        assert load(folder, "summary") == {}
+        assert not (folder / "summary.json").exists()
 
     def test_a_forked_child_writes_no_status(self, repo):
         body = """
@@ -938,13 +938,13 @@ class TestOneOwner:
         folder = repo.experiment("best")
         assert f"{folder / 'summary.json'} can't be written" in result.stdout
         assert (folder / "STATUS").read_text() == "SUCCESS"
-        assert load(folder, "summary") == {}
+        assert not (folder / "summary.json").exists()
         assert len(load(folder, "metadata")["attempts"]) == 1
 
     def test_an_interrupt_before_the_hooks_are_set_leaves_nothing(self, repo):
         source = """
             import sys, meticulous
-            def interrupt(folder):
+            def interrupt():
                 raise KeyboardInterrupt
             before, meticulous._set_hooks = sys.stdout, interrupt
             try:
