@@ -1993,7 +1993,7 @@ def _wrap_exit(owner, name):
             if not _exit_code.open_copies or type(error) is not SystemExit or not _in_main_thread():
                 raise
             exit = _Exit(*error.args)
-            if _exit_code.is_launched:
+            if _exit_code.is_launched or _exit_code.is_shell:
                 _exit_code.raised = _exit_code.frame.f_lasti, _exit_text(error.code, error.__context__)
         raise exit  # not above, where the other one would be its __context__
 
@@ -2032,21 +2032,24 @@ def _is_subinterpreter():
     return interpreters.get_current() != interpreters.get_main()
 
 
+def _is_main(frame):
+    return frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == "__main__"
+
+
 def _list_main_frames():
     """Return the frames of the main thread, the outermost last, as far as they can be seen from here."""
     import threading
 
-    greenlet = sys.modules.get("greenlet")
-    if not _in_main_thread():
-        # In a subinterpreter sys._current_frames() aborts Python 3.12 and 3.13.
-        main = threading.main_thread().ident or 0
-        return [] if _is_subinterpreter() else _list_frames(sys._current_frames().get(main))
-    if greenlet is None or greenlet.getcurrent().parent is None:
-        return _list_frames(sys._getframe())
-    main = greenlet.getcurrent()
-    while main.parent is not None:  # the frames of a greenlet end where it began
-        main = main.parent
-    return _list_frames(main.gr_frame)
+    frames, greenlet = _list_frames(sys._getframe()), sys.modules.get("greenlet")
+    current = greenlet and greenlet.getcurrent()
+    while current and current.parent:  # the frames of a greenlet end where it began
+        current = current.parent
+        frames = _list_frames(current.gr_frame)
+    if _in_main_thread() or any(map(_is_main, frames)):
+        return frames
+    # In a subinterpreter sys._current_frames() aborts Python 3.12 and 3.13.
+    main = threading.main_thread().ident or 0
+    return [] if _is_subinterpreter() else _list_frames(sys._current_frames().get(main))
 
 
 def _is_launcher(frame):
@@ -2062,8 +2065,7 @@ def _find_program():
     A launcher (coverage, pdb, IPython) has a main module of its own, and runs the script inside of it.
     """
     frames = _list_main_frames()
-    modules = [frame for frame in frames if frame.f_code.co_name == "<module>"]
-    mains = [frame for frame in modules if frame.f_globals.get("__name__") == "__main__"]
+    mains = [frame for frame in frames if _is_main(frame)]
     scripts = [frame for frame in mains if frame.f_globals.get("__file__") == frame.f_code.co_filename]
     frame = next(iter(scripts or mains[-1:] or frames[-1:]), None)
     if _is_multiprocessing_child():
@@ -2196,6 +2198,8 @@ def _describe_program_ending():
         if frame.f_lasti in instructions:
             return status
     place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    if code.is_launched or code.is_shell:
+        return f"ERROR\nAn exception left {place}; the program that runs it caught it, and shows what it was."
     return f"ERROR\nA SystemExit left {place}, and its code could not be seen: write sys.exit(code) instead."
 
 
