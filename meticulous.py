@@ -1360,7 +1360,7 @@ def _parse(parser, words):
 
     def convert(original, action, string):
         value = original(action, string)
-        if string is action.default:
+        if isinstance(action.default, str) and action.default == string:
             converted[action] = value
         return value
 
