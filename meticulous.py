@@ -480,12 +480,13 @@ def _convert(value, depth=0):
     if not isinstance(parts, dict):
         return parts
     plain = {}
+    keys: "Dict[str, Any]" = {}
     for key, part in parts.items():
         name = _convert_key(key)
-        if name in plain:
-            twin = next(other for other in parts if _convert_key(other) == name)
+        first = keys.setdefault(name, key)
+        if first is not key:
             raise InvalidArgsException(
-                f"The keys {twin!r} and {key!r} are both {name!r} in JSON, so one value would be lost.\n"
+                f"The keys {first!r} and {key!r} are both {name!r} in JSON, so one value would be lost.\n"
                 "Rename one of them."
             )
         plain[name] = _convert(part, depth + 1)
@@ -527,16 +528,15 @@ def _take_apart(value):
         return [_read(value.__getitem__, index) for index in range(len(value))]
     if hasattr(kind, "tolist"):
         plain = value.tolist()  # numpy, torch, pandas; a scalar's is a number
-        return plain if isinstance(plain, (list, str, int, float)) else _describe(value)
+        return plain if isinstance(plain, (list, int, float)) else _describe(value)
     if hasattr(kind, "keys") and hasattr(kind, "__getitem__"):
         return {key: _read(value.__getitem__, key) for key in kind.keys(value)}
-    names: "Any"
     if (
         _is_instance(value, "types", "SimpleNamespace")
         or _is_instance(value, "argparse", "Namespace")
         or _is_instance(value, "pydantic.main", "BaseModel")
     ):
-        names = {**vars(value), **(getattr(value, "__pydantic_extra__", None) or {})}
+        names = [*vars(value), *(getattr(value, "__pydantic_extra__", None) or ())]
     elif hasattr(kind, "__attrs_attrs__"):
         names = [field.name for field in kind.__attrs_attrs__]
     elif hasattr(kind, "__dataclass_fields__"):
@@ -552,10 +552,6 @@ def _describe(value):
     try:
         if isinstance(value, (set, frozenset)):
             return _describe_set(value)
-        if _is_instance(value, "enum", "Enum") and value.name is not None:
-            return f"{kind.__name__}.{value.name}"
-        if hasattr(kind, "__fspath__"):
-            return os.fsdecode(value)
         if hasattr(kind, "isoformat"):
             return value.isoformat()
         if callable(value) and hasattr(value, "__qualname__"):
@@ -1318,7 +1314,9 @@ def _add_argument_group(parser, defaults):
         )
     options = {name: "--" + name.replace("_", "-") for name in _OPTIONS}
     # A script for the package, which lacks this option, may have one of its own.
-    if any(action.dest == "allow_dirty" for action in parser._actions):
+    if any(
+        action.dest == "allow_dirty" or "--allow-dirty" in action.option_strings for action in parser._actions
+    ):
         del options["allow_dirty"]
     taken = [option for option in options.values() if option in parser._option_string_actions]
     if taken and parser.conflict_handler != "resolve":
@@ -1391,11 +1389,18 @@ def _read_arguments(parser, words):
             )
     defaults = _find_defaults(parsers, converted)
     values = _take_apart(result)
-    if not isinstance(values, dict):  # for example Tap's parse_args returns the parser itself
+    if not isinstance(values, dict):
+        if not hasattr(result, "__dict__"):
+            raise InvalidArgsException(
+                f"The parser's parse_args returned {result!r}, not a namespace or mapping."
+            )
+        # For example Tap's parse_args returns the parser itself, which holds more than arguments.
         names = {action.dest for action in actions}.union(defaults)
-        values = {name: value for name, value in getattr(result, "__dict__", {}).items() if name in names}
+        values = {name: value for name, value in vars(result).items() if name in names}
     own = {name: values.pop(name) for name in dests if name in values}
-    return values, {name: value for name, value in defaults.items() if name not in dests}, own
+    for name in dests:
+        defaults.pop(name, None)
+    return values, defaults, own
 
 
 def _find_defaults(parsers, converted):
@@ -1423,14 +1428,13 @@ def _find_defaults(parsers, converted):
 def _convert_default(action):
     """Return the default as argparse would: a string is converted if its type does nothing but convert."""
     kind, default = action.type, action.default
-    pure_path = getattr(sys.modules.get("pathlib"), "PurePath", ())
-    is_path = isinstance(kind, type) and issubclass(kind, pure_path)
-    if not isinstance(default, str) or not (is_path or kind in (int, float, complex, bool, str)):
-        return default
-    try:
-        return kind(default)
-    except ValueError:
-        return default
+    path = getattr(sys.modules.get("pathlib"), "Path", str)
+    if isinstance(default, str) and kind in (int, float, complex, bool, str, path):
+        try:
+            return kind(default)
+        except ValueError:
+            pass
+    return default
 
 
 # === Output ===================================================================

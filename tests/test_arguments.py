@@ -141,12 +141,15 @@ def test_allow_dirty_is_the_last_option_of_the_group(parser):
     assert last.option_strings == ["--allow-dirty"]
 
 
-@pytest.mark.parametrize("option", ["--allow-dirty", "--allow_dirty"])
-def test_a_users_own_allow_dirty_is_an_argument_like_any_other(parser, option):
-    parser.add_argument(option, action="store_true")
+@pytest.mark.parametrize(
+    "option, dest", [("--allow-dirty", None), ("--allow_dirty", None), ("--allow-dirty", "dirty")]
+)
+def test_a_users_own_allow_dirty_is_an_argument_like_any_other(parser, option, dest):
+    parser.add_argument(option, action="store_true", dest=dest)
     Experiment.add_argument_group(parser)
     args, defaults, keywords = record(parser, option)
-    assert (args, defaults) == ({"allow_dirty": True}, {"allow_dirty": False})
+    name = dest or "allow_dirty"
+    assert (args, defaults) == ({name: True}, {name: False})
     assert sorted(keywords) == sorted(NAMES)
 
 
@@ -387,6 +390,13 @@ def test_a_mapping_that_refuses_a_part(parser):
     parse = parser.parse_args
     parser.parse_args = lambda words: Lazy(vars(parse(words)))
     assert record(parser)[0] == {"lr": "<unreadable: LookupError>"}
+
+
+@pytest.mark.parametrize("result", [None, ("namespace", [])], ids=str)
+def test_a_parse_args_that_returns_no_arguments_is_an_error(parser, result):
+    parser.parse_args = lambda words: result
+    with pytest.raises(InvalidArgsException, match="parse_args returned "):
+        record(parser)
 
 
 def test_an_argument_named_like_a_method_of_mappings(parser):

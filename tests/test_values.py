@@ -29,6 +29,11 @@ class Color(enum.Enum):
     RED = 1
 
 
+class Permission(enum.Flag):
+    READ = 1
+    WRITE = 2
+
+
 class Level(enum.IntEnum):
     HIGH = 3
 
@@ -121,6 +126,7 @@ needs_packages = pytest.mark.skipif(
         (argparse.Namespace(lr=0.1), {"lr": 0.1}),
         (pathlib.PurePosixPath("a/b"), "a/b"),
         (Color.RED, "Color.RED"),
+        (Permission.WRITE, "Permission.WRITE"),
         (Level.HIGH, 3),
         (Kind.TRAIN, "train"),
         (datetime.date(2020, 1, 2), "2020-01-02"),
