@@ -492,82 +492,118 @@ def _sweep(directory, newest, hidden):
 # Give every value a form in JSON, the same in every run.
 
 _ADDRESS = r" at 0x[0-9A-Fa-f]+"
+_DEEPEST = 100  # levels; the limit of json depends on its version, and on how deep its caller is
 
 
 def _to_json(value):
-    """Turn *value* into what JSON can hold: dicts, lists, texts, numbers, True, False and None.
+    """Return *value* as json.loads would read it: dicts, lists, strings, numbers, True, False and None.
 
-    What has no form in JSON becomes text that a person can read, without memory addresses and with sets in
-    order. Raises InvalidArgsException for a value that contains itself or is nested too deeply.
+    What has no form in JSON becomes a string that a person can read, without memory addresses and with sets
+    in order. Raises InvalidArgsException for a value that contains itself or is nested too deeply, for an
+    integer with more digits than Python writes, and for two keys of a mapping that are the same in JSON.
     """
+    import json
+
+    plain = _convert(value)
     try:
-        return _convert(value, ())
-    except RecursionError:
-        raise InvalidArgsException("A value is nested too deeply to be recorded: flatten it.") from None
+        return json.loads(json.dumps(plain))
+    except ValueError as error:
+        raise InvalidArgsException(f"A value can't be written as JSON: {error}.") from None
 
 
-def _convert(value, parents):
-    if value is None or isinstance(value, bool):
+def _check_mapping(name, value):
+    """Return a mapping, or an object with fields, as a dict of plain JSON."""
+    plain = _to_json(value)
+    if not isinstance(plain, dict):
+        raise InvalidArgsException(f"{name} must be a mapping, not {type(value).__name__}.")
+    return plain
+
+
+def _convert(value, depth=0):
+    if value is None or isinstance(value, (str, int, float)):
         return value
-    # Plain types instead of their subclasses, whose own repr json might write (IntEnum, numpy.float64).
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        return float(value)
-    if id(value) in parents:
-        raise InvalidArgsException(f"A {type(value).__name__} refers to itself: JSON can't hold that.")
-    parts = _take_apart(value)
-    if isinstance(parts, dict):
-        return {_convert_key(key): _convert(item, parents + (id(value),)) for key, item in parts.items()}
+    if depth == _DEEPEST:
+        raise InvalidArgsException(
+            f"A value refers to itself or is nested too deeply (over {_DEEPEST} levels) to be recorded."
+        )
+    parts = _read(_take_apart, value)
     if isinstance(parts, list):
-        return [_convert(item, parents + (id(value),)) for item in parts]
-    return parts if isinstance(parts, (str, int, float)) else _describe(value)
-
-
-def _is_instance(value, module, name):
-    """Say whether *value* is an instance of a class in a module that may not be imported."""
-    return isinstance(value, getattr(sys.modules.get(module), name, ()))
+        return [_convert(part, depth + 1) for part in parts]
+    if not isinstance(parts, dict):
+        return parts
+    plain = {}
+    keys: "Dict[str, Any]" = {}
+    for key, part in parts.items():
+        name = _convert_key(key)
+        first = keys.setdefault(name, key)
+        if first is not key:
+            raise InvalidArgsException(
+                f"The keys {first!r} and {key!r} are both {name!r} in JSON, so one value would be lost.\n"
+                "Rename one of them."
+            )
+        plain[name] = _convert(part, depth + 1)
+    return plain
 
 
 def _convert_key(key):
-    plain = _convert(key, ())
-    return plain if key is None or isinstance(plain, (str, int, float)) else _describe(key)
+    """Return the string that json.dumps makes of *key*, or a description where it refuses."""
+    import json
+
+    plain = key if type(key) is str else _to_json(key)
+    if key is None or isinstance(plain, (int, float)):
+        plain = json.dumps(plain)
+    return plain if isinstance(plain, str) else _describe(key)
+
+
+def _read(get, key):
+    try:
+        return get(key)
+    except Exception as error:  # for example omegaconf's MissingMandatoryValue
+        return f"<unreadable: {type(error).__name__}>"
+
+
+def _is_instance(value, module, name):
+    """Return whether *value* is an instance of a class in a module that may not be imported."""
+    return isinstance(value, getattr(sys.modules.get(module), name, ()))
 
 
 def _take_apart(value):
-    """Return the parts of *value* in a dict or list, an array's scalar as a number, None without parts."""
-    from collections.abc import Mapping
-    from types import SimpleNamespace
+    """Return the parts of *value* in a dict or list, an array's scalar as a number, or else a description."""
+    from collections import UserString, deque
+    from collections.abc import Sequence
 
     # Classes are asked and not values, whose __getattr__ may do anything; and no module is imported for them.
     kind = type(value)
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple, deque)):
         return list(value)
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, SimpleNamespace) or _is_instance(value, "argparse", "Namespace"):
-        return vars(value)
-    if hasattr(kind, "__dataclass_fields__"):
-        return {
-            field.name: getattr(value, field.name, None) for field in sys.modules["dataclasses"].fields(value)
-        }
-    if hasattr(kind, "tolist") and hasattr(kind, "dtype"):
-        return value.tolist()  # numpy and torch; a scalar's is a number
-    return None
+    if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray, range, UserString)):
+        return [_read(value.__getitem__, index) for index in range(len(value))]
+    if hasattr(kind, "tolist"):
+        plain = value.tolist()  # numpy, torch, pandas; a scalar's is a number
+        return plain if isinstance(plain, (list, int, float)) else _describe(value)
+    if hasattr(kind, "keys") and hasattr(kind, "__getitem__"):
+        return {key: _read(value.__getitem__, key) for key in kind.keys(value)}
+    if (
+        _is_instance(value, "types", "SimpleNamespace")
+        or _is_instance(value, "argparse", "Namespace")
+        or _is_instance(value, "pydantic.main", "BaseModel")
+    ):
+        names = [*vars(value), *(getattr(value, "__pydantic_extra__", None) or ())]
+    elif hasattr(kind, "__attrs_attrs__"):
+        names = [field.name for field in kind.__attrs_attrs__]
+    elif hasattr(kind, "__dataclass_fields__"):
+        names = [field.name for field in sys.modules["dataclasses"].fields(value)]
+    else:
+        return _describe(value)
+    return {name: _read(lambda name: getattr(value, name), name) for name in names}
 
 
 def _describe(value):
-    """Put a value without a form in JSON into words."""
+    """Return a string for a value without a form in JSON."""
     kind = type(value)
     try:
         if isinstance(value, (set, frozenset)):
             return _describe_set(value)
-        if _is_instance(value, "enum", "Enum") and value.name is not None:
-            return f"{kind.__name__}.{value.name}"
-        if hasattr(kind, "__fspath__"):
-            return os.fsdecode(value)
         if hasattr(kind, "isoformat"):
             return value.isoformat()
         if callable(value) and hasattr(value, "__qualname__"):
@@ -576,32 +612,16 @@ def _describe(value):
             return value.__qualname__ if is_builtin else f"{value.__module__}.{value.__qualname__}"
         # Under `python -bb` str() of bytes is an error.
         text = repr(value) if isinstance(value, (bytes, bytearray)) else str(value)
-    except InvalidArgsException:
-        raise
     except Exception:
-        return f"<{kind.__module__}.{kind.__qualname__}>"  # somebody's __str__ failed
+        return f"<{kind.__module__}.{kind.__qualname__}>"  # the value's own __str__ failed
     return re.sub(_ADDRESS, "", text)
 
 
 def _describe_set(values):
-    """Write a set like Python does, numbers and texts in order: the order of hashes changes with each run."""
-    plain = [_convert(value, ()) for value in values]
-    numbers = sorted(value for value in plain if isinstance(value, (int, float)))
-    others = sorted(repr(value) for value in plain if not isinstance(value, (int, float)))
-    return "{%s}" % ", ".join([repr(number) for number in numbers] + others) if plain else "set()"
-
-
-def _check_mapping(name, value):
-    import json
-
-    plain = _to_json(value)
-    try:
-        plain = json.loads(json.dumps(plain))
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits
-        raise InvalidArgsException(f"{name} can't be written as JSON: {error}.") from None
-    if not isinstance(plain, dict):
-        raise InvalidArgsException(f"{name} must be a mapping, not {type(value).__name__}.")
-    return plain
+    """Return a set's repr, numbers and strings in order: the order of hashes changes with each run."""
+    parts = [item if isinstance(item, (int, float)) else repr(item) for item in _to_json(list(values))]
+    parts.sort(key=lambda part: (isinstance(part, str), part))
+    return "{%s}" % ", ".join(map(str, parts)) if parts else "set()"
 
 
 # === Process ==================================================================
@@ -1403,16 +1423,22 @@ _OPTIONS = {
     "experiment_id": "the experiment to start, or to resume if it is there (default: the next number)",
     "description": "what this run is for, in words",
     "norecord": "run without recording anything",
+    "allow_dirty": "record uncommitted changes in a snapshot instead of refusing them",
 }
 
 
 def _add_argument_group(parser, defaults):
     """Add the options for Experiment's own arguments, with *defaults* in the order of the signature."""
-    options = {name: "--" + name.replace("_", "-") for name in _OPTIONS}
     if "-" not in parser.prefix_chars:
         raise InvalidArgsException(
             "Experiment's options begin with '-', which is not in the parser's prefix_chars."
         )
+    options = {name: "--" + name.replace("_", "-") for name in _OPTIONS}
+    # A script for the package, which lacks this option, may have one of its own.
+    if any(
+        action.dest == "allow_dirty" or "--allow-dirty" in action.option_strings for action in parser._actions
+    ):
+        del options["allow_dirty"]
     taken = [option for option in options.values() if option in parser._option_string_actions]
     if taken and parser.conflict_handler != "resolve":
         raise InvalidArgsException(
@@ -1420,81 +1446,116 @@ def _add_argument_group(parser, defaults):
             "Rename yours, or leave the group out and pass Experiment's arguments to from_parser as keywords."
         )
     group = parser.add_argument_group(_GROUP, "how this run is recorded")
-    for (name, text), default in zip(_OPTIONS.items(), defaults):
-        action = "store_true" if name == "norecord" else "store"
-        group.add_argument(options[name], action=action, default=default, help=text)
+    for (name, option), default in zip(options.items(), defaults):
+        action = "store_true" if name in ("norecord", "allow_dirty") else "store"
+        group.add_argument(option, action=action, default=default, help=_OPTIONS[name])
 
 
-def _active_parsers(parser, values):
-    """List *parser* and the parsers of the sub-commands that parsing went into."""
+def _list_parsers(parser):
+    """Return *parser* and the parsers of all sub-commands, nested ones too."""
     import argparse
 
-    active = [parser]
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for subparser in _chosen_parsers(action, values):
-                active += _active_parsers(subparser, values)
-    return active
+    parsers = [parser]
+    for part in parsers:  # which grows meanwhile
+        for action in part._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                parsers += dict.fromkeys(action.choices.values())  # an alias is the same parser
+    return parsers
 
 
-def _split_arguments(parser, namespace):
-    """Split what was parsed into the experiment's arguments and Experiment's own."""
-    values = dict(vars(namespace))
-    groups = [group for active in _active_parsers(parser, values) for group in active._action_groups]
-    dests = [action.dest for group in groups if group.title == _GROUP for action in group._group_actions]
-    own = {name: values.pop(name) for name in _OPTIONS if name in dests and name in values}
-    return values, own
+def _parse(parser, words):
+    """Return what *parser* returns for *words*, the parsers it used, and the defaults it converted.
+
+    The result does not tell which sub-commands were chosen and which values are converted defaults, so two
+    methods of each parser are wrapped meanwhile. (A user's parse_args would see a marker in the namespace.)
+    """
+    from functools import partial
+
+    used, converted = {parser: True}, {}
+
+    def parse(part, original, *arguments):
+        used[part] = True
+        return original(*arguments)
+
+    def convert(original, action, string):
+        value = original(action, string)
+        if isinstance(action.default, str) and action.default == string:
+            converted[action] = value
+        return value
+
+    parsers = _list_parsers(parser)
+    try:
+        for part in parsers:
+            vars(part)["_parse_known_args"] = partial(parse, part, part._parse_known_args)
+            vars(part)["_get_value"] = partial(convert, part._get_value)
+        return parser.parse_args(words), list(used), converted
+    finally:
+        for part in parsers:
+            vars(part).pop("_parse_known_args", None)
+            vars(part).pop("_get_value", None)
 
 
-def _find_defaults(parser, values):
-    """List the defaults of all options of *parser*, and of the sub-commands chosen in *values*.
+def _read_arguments(parser, words):
+    """Parse *words*; return the experiment's arguments, their defaults, and Experiment's own arguments."""
+    result, parsers, converted = _parse(parser, words)
+    actions = [action for part in parsers for action in part._actions]
+    groups = [group for part in parsers for group in part._action_groups if group.title == _GROUP]
+    ours = {action for group in groups for action in group._group_actions if action.dest in _OPTIONS}
+    dests = {action.dest for action in ours}
+    for action in actions:
+        if action.dest in dests and action not in ours:
+            raise InvalidArgsException(
+                f"An argument of the parser has dest={action.dest!r}, as an option of Experiment's own has.\n"
+                "Give yours another, or leave the group out and pass Experiment's arguments to from_parser."
+            )
+    defaults = _find_defaults(parsers, converted)
+    values = _take_apart(result)
+    if not isinstance(values, dict):
+        if not hasattr(result, "__dict__"):
+            raise InvalidArgsException(
+                f"The parser's parse_args returned {result!r}, not a namespace or mapping."
+            )
+        # For example Tap's parse_args returns the parser itself, which holds more than arguments.
+        names = {action.dest for action in actions}.union(defaults)
+        values = {name: value for name, value in vars(result).items() if name in names}
+    own = {name: values.pop(name) for name in dests if name in values}
+    for name in dests:
+        defaults.pop(name, None)
+    return values, defaults, own
+
+
+def _find_defaults(parsers, converted):
+    """Return the defaults of all options of *parsers*, as argparse would return them.
 
     Read off the parser's actions: parsing again would run the user's types twice, and miss required options.
     """
     import argparse
 
     defaults = {}
-    for active in _active_parsers(parser, values):
+    for parser in parsers:
         found: "Dict[str, Any]" = {}
-        for action in active._actions:
+        for action in parser._actions:
             if action.option_strings and action.default is not argparse.SUPPRESS:
                 # As in parsing, the first of several options with one destination gives the default.
-                found.setdefault(action.dest, _convert_default(action))
-        positionals = {action.dest for action in active._actions if not action.option_strings}
-        for name, value in active._defaults.items():
+                found.setdefault(action.dest, converted.get(action, _convert_default(action)))
+        positionals = {action.dest for action in parser._actions if not action.option_strings}
+        for name, value in parser._defaults.items():
             if name not in positionals:
                 found.setdefault(name, value)
         defaults.update(found)
     return defaults
 
 
-def _chosen_parsers(action, values):
-    """List the one parser of a sub-command action that parsing went into, if any."""
-    import argparse
-
-    if action.dest is not argparse.SUPPRESS:
-        return [parser for name, parser in action.choices.items() if name == values.get(action.dest)]
-    # Without a destination parsing doesn't tell the name; all that the chosen one sets is there.
-    fitting = [
-        subparser
-        for subparser in action.choices.values()
-        if all(part.dest in values for part in subparser._actions if part.default is not argparse.SUPPRESS)
-        and all(name in values and values[name] is value for name, value in subparser._defaults.items())
-    ]
-    return sorted(fitting, key=lambda subparser: len(subparser._actions))[-1:]
-
-
 def _convert_default(action):
-    """Return the default as argparse would: a text goes through `type`, if that does nothing but convert."""
+    """Return the default as argparse would: a string is converted if its type does nothing but convert."""
     kind, default = action.type, action.default
-    pure_path = getattr(sys.modules.get("pathlib"), "PurePath", ())
-    is_path = isinstance(kind, type) and issubclass(kind, pure_path)
-    if not isinstance(default, str) or not (is_path or kind in (int, float, complex, bool, str)):
-        return default
-    try:
-        return kind(default)
-    except ValueError:
-        return default
+    path = getattr(sys.modules.get("pathlib"), "Path", str)
+    if isinstance(default, str) and kind in (int, float, complex, bool, str, path):
+        try:
+            return kind(default)
+        except ValueError:
+            pass
+    return default
 
 
 # === Output ===================================================================
@@ -2747,25 +2808,29 @@ class Experiment:
     @staticmethod
     def add_argument_group(
         parser: "argparse.ArgumentParser",
-        project_directory: str = "",
-        experiments_directory: str = "experiments",
-        experiment_id: "Optional[str]" = None,
+        project_directory: "Union[str, os.PathLike[str]]" = "",
+        experiments_directory: "Union[str, os.PathLike[str]]" = "experiments",
+        experiment_id: "Union[str, int, None]" = None,
         description: str = "",
         norecord: bool = False,
+        allow_dirty: bool = False,
     ) -> None:
-        """Add the options that say how a run is recorded, in a group of their own, with these defaults.
+        """Add the options that determine how a run is recorded, in a group of their own, with these defaults.
 
-        Raises InvalidArgsException if the parser has an option of one of these names already.
+        --allow-dirty is left out if the parser has an argument of that name, which is the experiment's then.
+        Raises InvalidArgsException if the parser has an option of one of the other names already.
         """
-        defaults = (project_directory, experiments_directory, experiment_id, description, norecord)
+        defaults = (
+            project_directory, experiments_directory, experiment_id, description, norecord, allow_dirty
+        )  # fmt: skip
         _add_argument_group(parser, defaults)
 
-    @classmethod
+    @staticmethod
     def extract_meticulous_args(
-        cls, parser: "argparse.ArgumentParser", arg_list: "Optional[Sequence[str]]" = None
+        parser: "argparse.ArgumentParser", arg_list: "Optional[Sequence[str]]" = None
     ) -> "Dict[str, Any]":
-        """Parse *arg_list* (default: sys.argv[1:]) and give only what add_argument_group's options say."""
-        return _split_arguments(parser, parser.parse_args(arg_list))[1]
+        """Parse *arg_list* (default: sys.argv[1:]) and return the values of add_argument_group's options."""
+        return _read_arguments(parser, arg_list)[2]
 
     @classmethod
     def from_parser(
@@ -2779,11 +2844,10 @@ class Experiment:
 
         The options of add_argument_group win over the keywords, which are those of the constructor. With
         *capture_defaults* the defaults of the parser and of the chosen sub-commands are recorded too.
+        Raises InvalidArgsException if an argument of the user's has the dest of one of these options.
         """
-        args, own = _split_arguments(parser, parser.parse_args(arg_list))
-        found = _find_defaults(parser, args) if capture_defaults else None
-        defaults = found and {name: value for name, value in found.items() if name not in own}
-        return cls(args, defaults, **{**meticulous_args, **own})
+        args, defaults, own = _read_arguments(parser, arg_list)
+        return cls(args, defaults if capture_defaults else None, **{**meticulous_args, **own})
 
     def __repr__(self) -> str:
         return f"<Experiment {self.curexpdir!r}>"

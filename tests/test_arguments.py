@@ -1,11 +1,13 @@
 """The experiment's arguments and defaults come out of any argparse parser, which parses once."""
 
 import argparse
+import inspect
 import pathlib
+import sys
 
 import pytest
 
-from meticulous import Experiment, InvalidArgsException
+from meticulous import Experiment, InvalidArgsException, _to_json
 
 
 def record(parser, *words, **keywords):
@@ -46,6 +48,7 @@ def test_own_arguments_are_taken_out_and_win_over_keywords(parser):
         "experiment_id": None,
         "description": "words",
         "norecord": False,
+        "allow_dirty": False,
     }
 
 
@@ -63,7 +66,9 @@ def test_extract_gives_own_arguments_alone(parser):
         "experiment_id": "7",
         "description": "",
         "norecord": True,
+        "allow_dirty": False,
     }
+    assert isinstance(inspect.getattr_static(Experiment, "extract_meticulous_args"), staticmethod)
 
 
 def test_a_users_own_description_is_an_argument_like_any_other(parser):
@@ -78,6 +83,74 @@ def test_a_group_beside_a_users_own_description_is_a_clear_error_and_adds_nothin
         Experiment.add_argument_group(parser)
     assert record(parser)[0] == {"description": None}
     assert "--norecord" not in parser.format_help()
+
+
+def name_own(parser, *words, **keywords):
+    """Return the message of the error that the parser's own arguments make, with a group."""
+    with pytest.raises(InvalidArgsException) as caught:
+        record(parser, *words, **keywords)
+    assert len(str(caught.value).splitlines()) == 2
+    return str(caught.value)
+
+
+NAMES = ["project_directory", "experiments_directory", "experiment_id", "description", "norecord"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_argument_with_a_dest_of_ours_is_an_error_before_and_after_the_group(name):
+    for add_group_first in (False, True):
+        parser = argparse.ArgumentParser()
+        steps = [
+            lambda parser=parser: parser.add_argument("-x", dest=name),
+            lambda parser=parser: Experiment.add_argument_group(parser),
+        ]
+        for step in reversed(steps) if add_group_first else steps:
+            step()
+        assert f"dest={name!r}" in name_own(parser, "-x", "1")
+        with pytest.raises(InvalidArgsException, match="dest="):
+            Experiment.extract_meticulous_args(parser, [])
+
+
+def test_a_positional_with_a_dest_of_ours_is_an_error(parser):
+    Experiment.add_argument_group(parser)
+    parser.add_argument("experiment_id")
+    assert "dest='experiment_id'" in name_own(parser, "7")
+
+
+def test_a_sub_commands_argument_with_a_dest_of_ours_is_an_error(parser):
+    Experiment.add_argument_group(parser)
+    commands = parser.add_subparsers(dest="command")
+    commands.add_parser("train").add_argument("-d", dest="description")
+    commands.add_parser("test")
+    assert "dest='description'" in name_own(parser, "train")
+    assert record(parser, "test")[0] == {"command": "test"}
+
+
+def test_a_group_copied_from_a_parent_parser(parser):
+    Experiment.add_argument_group(parser)
+    child = argparse.ArgumentParser(parents=[parser], add_help=False)
+    child.add_argument("--lr", default=1)
+    args, defaults, keywords = record(child, "--norecord")
+    assert (args, defaults, keywords["norecord"]) == ({"lr": 1}, {"lr": 1}, True)
+
+
+def test_allow_dirty_is_the_last_option_of_the_group(parser):
+    Experiment.add_argument_group(parser, allow_dirty=True)
+    assert record(parser)[2]["allow_dirty"] is True
+    *_, last = parser._actions
+    assert last.option_strings == ["--allow-dirty"]
+
+
+@pytest.mark.parametrize(
+    "option, dest", [("--allow-dirty", None), ("--allow_dirty", None), ("--allow-dirty", "dirty")]
+)
+def test_a_users_own_allow_dirty_is_an_argument_like_any_other(parser, option, dest):
+    parser.add_argument(option, action="store_true", dest=dest)
+    Experiment.add_argument_group(parser)
+    args, defaults, keywords = record(parser, option)
+    name = dest or "allow_dirty"
+    assert (args, defaults) == ({name: True}, {name: False})
+    assert sorted(keywords) == sorted(NAMES)
 
 
 def test_own_resume_is_an_argument_like_any_other(parser):
@@ -181,12 +254,171 @@ def test_text_defaults_are_converted_where_the_type_only_converts(parser, kind, 
     assert action.default == text
 
 
+def test_the_chosen_sub_command_is_known_where_values_are_the_same(parser):
+    commands = parser.add_subparsers()
+    for name in ("train", "test"):
+        commands.add_parser(name).add_argument(
+            "--lr", type=float, default="0.1" if name == "train" else "0.2"
+        )
+    for name, lr in (("train", 0.1), ("test", 0.2)):
+        assert record(parser, name, "--lr", "5")[:2] == ({"lr": 5.0}, {"lr": lr})
+
+
+def test_the_chosen_sub_command_is_known_where_a_dest_is_used_twice(parser):
+    commands = parser.add_subparsers(dest="command")
+    train = commands.add_parser("train")
+    Experiment.add_argument_group(train)
+    inner = train.add_subparsers(dest="command").add_parser("fast")
+    inner.add_argument("--steps", default=3)
+    commands.add_parser("fast").add_argument("--other", default=4)
+    args, defaults, keywords = record(parser, "train", "--norecord", "fast")
+    assert (args, defaults, keywords["norecord"]) == ({"command": "fast", "steps": 3}, {"steps": 3}, True)
+
+
+def test_the_parser_is_as_before(parser):
+    train = add_commands(parser)
+    Experiment.add_argument_group(parser)
+    before = [dict(vars(part), _defaults=dict(part._defaults)) for part in (parser, train)]
+    with pytest.raises(SystemExit):
+        record(parser, "train", "--lr", "much")
+    record(parser, "train")
+    assert [vars(part) for part in (parser, train)] == before
+    assert vars(parser.parse_args(["test"])).keys() == {*NAMES, "allow_dirty", "split"}
+
+
+def test_a_parse_args_that_knows_all_its_arguments(parser):
+    class Parser(argparse.ArgumentParser):
+        def parse_args(self, *arguments):
+            values = vars(super().parse_args(*arguments))
+            assert values.keys() == {"lr", "action"}
+            return values
+
+    parser = Parser()
+    parser.add_subparsers(parser_class=argparse.ArgumentParser).add_parser("train").add_argument("--lr")
+    parser.set_defaults(action="a")
+    assert record(parser, "train", "--lr", "1")[:2] == (
+        {"lr": "1", "action": "a"},
+        {"lr": None, "action": "a"},
+    )
+
+
+def to_bool(text):
+    return {"yes": True, "no": False}[text]
+
+
+@pytest.mark.parametrize("words", [[], ["--flag", "yes"]], ids=["left out", "given"])
+def test_a_string_default_that_a_users_type_converts_is_no_change(parser, words):
+    parser.add_argument("--flag", type=to_bool, default="yes")
+    parser.add_argument("--other", type=to_bool, default="no")
+    assert record(parser, *words)[:2] == ({"flag": True, "other": False},) * 2
+    assert record(parser, "--flag", "no")[:2] == (
+        {"flag": False, "other": False},
+        {"flag": "yes", "other": False},
+    )
+
+
+def test_a_sub_commands_string_default_that_a_users_type_converts_is_no_change(parser):
+    parser.add_subparsers().add_parser("train").add_argument("--flag", type=to_bool, default="yes")
+    assert record(parser, "train")[:2] == ({"flag": True}, {"flag": True})
+
+
+@pytest.mark.filterwarnings("ignore:FileType is deprecated")
+def test_the_standard_stream_of_a_file_type_is_no_change(parser):
+    parser.add_argument("--log", type=argparse.FileType("w"), default="-")
+    args, defaults, _ = record(parser)
+    assert args == {"log": sys.stdout}
+    assert _to_json(args) == _to_json(defaults)
+
+
+def test_a_default_that_is_an_array(parser):
+    class Array:
+        def __eq__(self, other):
+            raise ValueError("The truth value of an array is ambiguous.")
+
+    default = Array()
+    parser.add_argument("--weights", default=default)
+    assert record(parser, "--weights", "1")[1]["weights"] is default
+
+
+def test_a_parser_that_returns_itself():
+    class Parser(argparse.ArgumentParser):
+        """What typed-argument-parser does."""
+
+        def parse_args(self, args=None, namespace=None):
+            vars(self).update(vars(super().parse_args(args, namespace)))
+            return self
+
+    parser = Parser()
+    parser.add_argument("--lr", type=float, default=0.1)
+    parser.add_argument("--gone", default=argparse.SUPPRESS)
+    parser.set_defaults(mode="train")
+    Experiment.add_argument_group(parser)
+    args, defaults, keywords = record(parser, "--lr", "1", "--description", "words")
+    assert (args, defaults) == ({"lr": 1.0, "mode": "train"}, {"lr": 0.1, "mode": "train"})
+    assert keywords["description"] == "words"
+
+
+@pytest.mark.skipif(
+    not (3, 8) <= sys.version_info < (3, 15), reason="the package is installed on Python 3.8 to 3.14"
+)
+def test_tap():
+    from typing import List
+
+    tap = pytest.importorskip("tap")
+
+    class Arguments(tap.Tap):
+        data: str
+        lr: float = 0.1
+        layers: List[int] = [64, 32]
+        fast: bool = False
+
+    parser = Arguments()
+    Experiment.add_argument_group(parser)
+    args, defaults, keywords = record(parser, "--data", "x", "--lr", "1", "--experiment-id", "a")
+    assert args == {"data": "x", "lr": 1.0, "layers": [64, 32], "fast": False}
+    assert defaults == {"data": None, "lr": 0.1, "layers": [64, 32], "fast": False}
+    assert (keywords["experiment_id"], parser.lr) == ("a", 1.0)
+    assert parser.as_dict().keys() >= args.keys()
+
+
+def test_a_mapping_that_refuses_a_part(parser):
+    class Lazy(dict):
+        def __getitem__(self, name):
+            raise LookupError(name)
+
+    parser.add_argument("--lr", default=1)
+    parse = parser.parse_args
+    parser.parse_args = lambda words: Lazy(vars(parse(words)))
+    assert record(parser)[0] == {"lr": "<unreadable: LookupError>"}
+
+
+@pytest.mark.parametrize("result", [None, ("namespace", [])], ids=str)
+def test_a_parse_args_that_returns_no_arguments_is_an_error(parser, result):
+    parser.parse_args = lambda words: result
+    with pytest.raises(InvalidArgsException, match="parse_args returned "):
+        record(parser)
+
+
+def test_an_argument_named_like_a_method_of_mappings(parser):
+    parser.add_argument("--keys", default="all")
+    assert record(parser)[0] == {"keys": "all"}
+
+
+def test_fifty_thousand_arguments(parser):
+    for number in range(50000):
+        parser._add_action(argparse._StoreAction([f"--a{number}"], f"a{number}", default="1", type=int))
+    Experiment.add_argument_group(parser)
+    args, defaults, _ = record(parser, "--a7", "2")
+    assert len(args) == len(defaults) == 50000
+    assert (args["a7"], defaults["a7"]) == (2, 1)
+    assert len(_to_json(args)) == 50000
+
+
 @pytest.mark.filterwarnings("ignore:FileType is deprecated")  # from Python 3.14 on
 def test_a_type_that_opens_files_is_not_called_for_a_default(parser, tmp_path):
     path = tmp_path / "made.txt"
     parser.add_argument("--log", type=argparse.FileType("w"), default=str(path))
-    parser.add_argument("--other", type=argparse.FileType("r"), default="-")
-    assert record(parser, "--log", "-")[1] == {"log": str(path), "other": "-"}
+    assert record(parser, "--log", "-")[1] == {"log": str(path)}
     assert not path.exists()
 
 

@@ -1,13 +1,18 @@
 """Every value gets a form in JSON, the same in every run."""
 
 import argparse
+import array
+import collections
+import dataclasses
 import datetime
 import enum
 import functools
 import json
+import math
 import pathlib
 import subprocess
 import sys
+import types
 import uuid
 from collections import OrderedDict, namedtuple
 from types import MappingProxyType
@@ -22,6 +27,11 @@ import meticulous
 
 class Color(enum.Enum):
     RED = 1
+
+
+class Permission(enum.Flag):
+    READ = 1
+    WRITE = 2
 
 
 class Level(enum.IntEnum):
@@ -54,7 +64,35 @@ class Array:
         return self.value
 
 
+class Config:
+    """What ml_collections' ConfigDict is: a mapping by its methods, which no abstract class knows."""
+
+    def __init__(self, **values):
+        self._values = values
+
+    def keys(self):
+        return list(self._values)
+
+    def __iter__(self):
+        return iter(self.keys())
+
+    def __getitem__(self, key):
+        if self._values[key] == "???":
+            raise LookupError(key)
+        return self._values[key]
+
+
+@dataclasses.dataclass
+class Settings:
+    lr: float = 0.1
+    layers: list = dataclasses.field(default_factory=lambda: [64, 32])
+    later: int = dataclasses.field(init=False, repr=False)
+
+
 Point = namedtuple("Point", "x y")
+needs_packages = pytest.mark.skipif(
+    not (3, 8) <= sys.version_info < (3, 15), reason="the packages are installed on Python 3.8 to 3.14"
+)
 
 
 @pytest.mark.parametrize(
@@ -67,13 +105,28 @@ Point = namedtuple("Point", "x y")
         ("text", "text"),
         ("\udcff", "\udcff"),
         ([1, (2, "b")], [1, [2, "b"]]),
-        ({"a": {1: 2}}, {"a": {1: 2}}),
+        ({"a": {1: 2}}, {"a": {"1": 2}}),
+        ({0.5: 1, None: 2, True: 3}, {"0.5": 1, "null": 2, "true": 3}),
+        ({math.nan: 1, math.inf: 2}, {"NaN": 1, "Infinity": 2}),
+        ({Kind.TRAIN: Kind.TRAIN, Level.HIGH: 1}, {"train": "train", "3": 1}),
+        ("\ud83d\ude00", "\U0001f600"),
+        (collections.deque([1, (2,)]), [1, [2]]),
+        (collections.UserList([1]), [1]),
+        (collections.UserString("text"), "text"),
+        (collections.UserDict(a=(1,)), {"a": [1]}),
+        (types.SimpleNamespace(lr=0.1), {"lr": 0.1}),
+        (array.array("d", [0.5]), [0.5]),
+        (Config(lr=0.1, net={"depth": 3}), {"lr": 0.1, "net": {"depth": 3}}),
+        (Config(lr=0.1, path="???"), {"lr": 0.1, "path": "<unreadable: LookupError>"}),
+        (Settings(), {"lr": 0.1, "layers": [64, 32], "later": "<unreadable: AttributeError>"}),
+        (argparse.Namespace(keys=1, items=2), {"keys": 1, "items": 2}),
         (Point(1, 2), [1, 2]),
         (OrderedDict(b=1), {"b": 1}),
         (MappingProxyType({"a": 1}), {"a": 1}),
         (argparse.Namespace(lr=0.1), {"lr": 0.1}),
         (pathlib.PurePosixPath("a/b"), "a/b"),
         (Color.RED, "Color.RED"),
+        (Permission.WRITE, "Permission.WRITE"),
         (Level.HIGH, 3),
         (Kind.TRAIN, "train"),
         (datetime.date(2020, 1, 2), "2020-01-02"),
@@ -96,7 +149,8 @@ Point = namedtuple("Point", "x y")
         (uuid.UUID(int=1), "00000000-0000-0000-0000-000000000001"),
         (Array(0.25), 0.25),
         (Array([1, [2.5]]), [1, [2.5]]),
-        ({Color.RED: 1, Array(2): 3, (1, 2): 4}, {"Color.RED": 1, 2: 3, "(1, 2)": 4}),
+        ({Color.RED: 1, Array(2): 3, (1, 2): 4}, {"Color.RED": 1, "2": 3, "(1, 2)": 4}),
+        ({Kind.TRAIN, Level.HIGH}, "{3, 'train'}"),
     ],
     ids=repr,
 )
@@ -104,7 +158,7 @@ def test_form(value, expected):
     plain = meticulous._to_json(value)
     assert plain == expected
     assert type(plain) is type(expected)
-    json.dumps(plain)
+    assert json.loads(json.dumps(plain)) == plain
 
 
 def test_nan_and_infinity_stay_numbers():
@@ -124,6 +178,105 @@ def test_a_value_that_contains_itself_is_an_error():
     loop["self"] = [loop]
     with pytest.raises(meticulous.InvalidArgsException, match="refers to itself"):
         meticulous._to_json(loop)
+
+
+@pytest.mark.parametrize("values", [{1: "a", "1": "b"}, {None: "a", "null": "b"}], ids=repr)
+def test_keys_that_are_the_same_in_json_are_both_named(values):
+    with pytest.raises(meticulous.InvalidArgsException) as caught:
+        meticulous._check_mapping("args", {"net": [values]})
+    first, second = values
+    assert str(caught.value).startswith(f"The keys {first!r} and {second!r} ")
+    assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.skipif(not hasattr(sys, "set_int_max_str_digits"), reason="this interpreter writes all numbers")
+def test_a_number_of_thousands_of_digits_is_an_error_of_ours():
+    with pytest.raises(meticulous.InvalidArgsException, match="can't be written as JSON: .*digits"):
+        meticulous._check_mapping("args", {"seed": 10**5000})
+
+
+def test_a_part_that_cannot_be_read_is_named_and_the_others_are_there():
+    class Remote:
+        def tolist(self):
+            raise ConnectionError
+
+    plain = meticulous._to_json({"a": [Remote()], "b": 1})
+    assert plain == {"a": ["<unreadable: ConnectionError>"], "b": 1}
+
+
+@needs_packages
+def test_omegaconf():
+    omegaconf = pytest.importorskip("omegaconf")
+    config = omegaconf.OmegaConf.create(
+        {"lr": 0.1, "layers": [64, "???", {"a": "${lr}"}], "path": "???", "other": "${missing}", 1: None}
+    )
+    assert meticulous._check_mapping("args", config) == {
+        "lr": 0.1,
+        "layers": [64, "<unreadable: MissingMandatoryValue>", {"a": 0.1}],
+        "path": "<unreadable: MissingMandatoryValue>",
+        "other": "<unreadable: InterpolationKeyError>",
+        "1": None,
+    }
+
+
+@needs_packages
+def test_pydantic():
+    pydantic = pytest.importorskip("pydantic")
+
+    class Net(pydantic.BaseModel):
+        depth: int = 3
+
+    class Model(pydantic.BaseModel):
+        model_config = pydantic.ConfigDict(extra="allow")
+        net: Net = Net()
+        path: pathlib.PurePosixPath = pathlib.PurePosixPath("a")
+        keys: str = "k"
+
+    class Layers(pydantic.RootModel):
+        root: list
+
+        def __iter__(self):
+            return iter(self.root)
+
+    plain = meticulous._check_mapping("args", Model(more=(1, 2)))
+    assert plain == {"net": {"depth": 3}, "path": "a", "keys": "k", "more": [1, 2]}
+    assert meticulous._to_json(Layers(root=[1])) == {"root": [1]}
+
+
+@needs_packages
+def test_attrs():
+    attr = pytest.importorskip("attr")
+
+    @attr.s(slots=True)
+    class Net:
+        depth = attr.ib(3)
+        _later = attr.ib(init=False)
+
+    plain = meticulous._check_mapping("args", Net())
+    assert plain == {"depth": 3, "_later": "<unreadable: AttributeError>"}
+
+
+def test_numpy():
+    numpy = pytest.importorskip("numpy", reason="numpy comes with 'pandas'")
+    values = [
+        numpy.float32(0.5), numpy.int64(3), numpy.bool_(True), numpy.array([[1, 2]]), numpy.dtype("float32"),
+        numpy.float32, numpy.datetime64("2020-01-02"), {numpy.int64(1): numpy.float64(2)}, {numpy.float64(0.5)},
+    ]  # fmt: skip
+    assert meticulous._to_json(values) == [
+        0.5, 3, True, [[1, 2]], "float32", "numpy.float32", "2020-01-02", {"1": 2.0}, "{0.5}",
+    ]  # fmt: skip
+
+
+def test_nothing_is_imported_for_a_value():
+    source = (
+        "import sys, argparse, collections.abc, json, meticulous\n"
+        "class Thing: pass\n"
+        "before = set(sys.modules)\n"
+        "meticulous._to_json([Thing(), {1: {2}}, argparse.Namespace(a=Thing)])\n"
+        "print(*(set(sys.modules) - before))"
+    )
+    output = subprocess.check_output([sys.executable, "-S", "-c", source], cwd=str(PROJECT))
+    assert output.strip() == b""
 
 
 def test_the_same_value_twice_is_no_loop():
@@ -163,15 +316,18 @@ values = st.recursive(
     | st.text()
     | st.binary()
     | st.frozensets(st.text() | st.integers()),
-    lambda inner: (
-        st.lists(inner) | st.dictionaries(st.text() | st.integers() | st.none(), inner) | st.tuples(inner)
-    ),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.floats(), inner) | st.tuples(inner),
     max_leaves=20,
 )
 
 
 @given(values)
-def test_any_value_can_be_stored_and_is_stable(value):
-    plain = meticulous._to_json(value)
+def test_any_value_is_what_its_file_says(value):
+    try:
+        plain = meticulous._to_json(value)
+    except meticulous.InvalidArgsException as error:
+        assert "would be lost" in str(error)
+        return
     assert json.dumps(plain) == json.dumps(meticulous._to_json(value))
     assert json.dumps(meticulous._to_json(plain)) == json.dumps(plain)
+    assert repr(json.loads(json.dumps(plain))) == repr(plain)
