@@ -992,8 +992,10 @@ class _Session:
         del self._holders[-1:]  # in a child that was forked in between there are none
         while self._held and not self._holders:
             signum = self._held.pop()
-            # On Windows os.kill ends the process, whatever the signal.
-            interrupt_main() if signum == signal.SIGINT else os.kill(os.getpid(), signum)
+            if signum != signal.SIGINT:
+                os.kill(os.getpid(), signum)
+            elif not self.is_exiting:  # else it ends already, as the Ctrl-C is meant to do
+                interrupt_main()  # on Windows os.kill would end the process
 
 
 class _Hold:
@@ -1749,15 +1751,20 @@ class _Recorder:
         self.due = 0.0  # when the next line is to be written
         self.used_until = 0.0
         self.patches = []
-        write, flush = self._wrap_write(stream.write), self._wrap_flush(getattr(stream, "flush", None))
-        write.recorder = self
-        self.codes = (write.__code__, flush.__code__)
-        self._patch(stream, "write", write)
+        flush = self._wrap_flush(getattr(stream, "flush", None))
+        self.codes = [flush.__code__]
+        self._patch_write()
         self._patch(stream, "flush", flush)
         try:
             self._patch(stream.buffer, "write", self._wrap_write_bytes(stream.buffer.write))
         except Exception:
             pass  # no buffer, as in io.StringIO, or one that can't be patched
+
+    def _patch_write(self):
+        write = self._wrap_write(self.stream.write)
+        write.recorder = self
+        self.codes.append(write.__code__)
+        self._patch(self.stream, "write", write)
 
     def _patch(self, owner, name, function):
         self.patches.append((owner, name, function, vars(owner).get(name)))
@@ -1799,6 +1806,9 @@ class _Recorder:
 
     def _wrap_flush(self, flush_below):
         def flush():
+            # Whoever patched the stream before us may put back what was below: IPython does for each cell.
+            if self.files and getattr(self.stream.write, "__self__", None) is self.stream:
+                self._patch_write()
             self.flush()
             return flush_below and flush_below()
 
@@ -1840,11 +1850,11 @@ class _Recorder:
         ):
             self.flush()
 
-    def flush(self):
+    def flush(self, is_waiting=True):
         """Write what is pending. In a signal handler that interrupted a flush, leave it to that one."""
-        # At exit, a daemon thread that is stopped for good may have the lock.
+        # At exit, a daemon thread that is stopped for good may have the lock; at a fork, one that is slow.
         lock = _session.lock
-        if not lock.acquire(not _session.is_exiting):
+        if not lock.acquire(is_waiting and not _session.is_exiting):
             return
         try:
             if not self.is_flushing:
@@ -1956,9 +1966,9 @@ class _Capture:
         file.add(data)
         file.save()
 
-    def flush(self):
+    def flush(self, is_waiting=True):
         for recorder in filter(None, self._recorders.values()):
-            recorder.flush()
+            recorder.flush(is_waiting)
 
     def settle(self):
         """Save everything, and go on recording what atexit handlers print that were registered before us."""
@@ -2238,7 +2248,9 @@ def _describe_program_ending():
     code, frame = _exit_code, _exit_code.frame
     if frame is not None and code.is_launched and _has_returned(frame):
         return "SUCCESS"  # whatever the launcher does next
-    status = code.asked or _describe_last_cell()
+    status = code.asked
+    if status in (None, "SUCCESS"):
+        status = _describe_last_cell() or status
     if status or frame is None:
         return (
             status
@@ -2358,11 +2370,13 @@ def _set_signals(undo):
 def _reset_signal(signum):
     import signal
 
+    # Ours may stay: with nothing to record it does what the default action does. It has to in a thread, and
+    # where faulthandler may have put the user's handler above it, of which signal.getsignal() does not know.
     try:
-        if signal.getsignal(signum) is _die_of:
+        if signal.getsignal(signum) is _die_of and "faulthandler" not in sys.modules:
             signal.signal(signum, signal.SIG_DFL)
     except ValueError:
-        pass  # in a thread: ours stays, and with nothing to record it does what the default action does
+        pass
 
 
 def _set_hooks():
@@ -2435,7 +2449,7 @@ def _watch_forks():
     def prepare():
         if _session.experiments:
             for experiment in _session.experiments[:]:
-                experiment._flush()
+                experiment._record.capture.flush(is_waiting=False)
             # Python drops a signal that our handler catches in a child before that has come to forget().
             masks[get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGHUP))
 
@@ -2447,7 +2461,7 @@ def _watch_forks():
         global _session
         parent, _session = _session, _Session()
         for experiment in parent.experiments:
-            experiment._forget()
+            experiment._record.capture.forget()
         if parent.hooks is not None:
             parent.hooks.close()
         unblock()
@@ -2977,12 +2991,6 @@ class Experiment:
         # The warning of the output is enough, as long as STATUS tells of the end.
         if problem is not None and not (capture.faults and "end-time" in self.metadata):
             _warn(f"the end of {self.curexpdir} can't be recorded completely: {problem}")
-
-    def _flush(self):
-        self._record.capture.flush()
-
-    def _forget(self):
-        self._record.capture.forget()
 
 
 # === Text =====================================================================

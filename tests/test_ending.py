@@ -912,3 +912,221 @@ def test_an_experiment_made_in_a_thread_is_ended_too(repo):
     )
     assert (result.code, result.stderr) == (3, "")
     check_ended(repo, result, "sys.exit(3)")
+
+
+# An own launcher looks sys.exit up before the script is run, as coverage and kernprof do.
+LAUNCHER = """
+import sys
+from sys import exit
+script = sys.argv.pop(1)
+with open(script) as file:
+    code = compile(file.read(), script, "exec")
+try:
+    exec(code, {"__name__": "__main__", "__file__": script})
+except SystemExit as error:
+    exit(error.code)
+except Exception:
+    exit(1)
+exit(0)
+"""
+LAUNCHERS = {
+    "own launcher": ["launcher.py"],
+    "pdb": ["-m", "pdb", "-c", "continue"],
+    "profiler": ["-m", "cProfile", "-o", "profile"],
+    "coverage": ["-m", "coverage", "run", "--data-file=coverage-data"],
+    "IPython": ["-m", "IPython"],
+}
+LAUNCHED_ENDS = {
+    "ends": ("", "SUCCESS"),
+    "exits with 0": ("sys.exit(0)", "SUCCESS"),
+    "exits with 3": ("sys.exit(3)", "sys.exit(3)"),
+    "raises": ("1 / 0", re.compile(".*(division by zero|An exception left .*script.py:[0-9]+; .*)")),
+}
+
+
+@pytest.mark.parametrize("end", LAUNCHED_ENDS)
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_the_script_counts_and_not_the_program_that_runs_it(repo, launcher, end):
+    if "-m" in LAUNCHERS[launcher]:
+        pytest.importorskip(LAUNCHERS[launcher][1], reason="this interpreter does not have it")
+    source, reason = LAUNCHED_ENDS[end]
+    repo.write("launcher.py", LAUNCHER)
+    repo.write("script.py", START + "def main():\n    experiment.summary(done=True)\nmain()\n" + source)
+    repo.commit("Add a launcher")
+    run_python(repo, *LAUNCHERS[launcher], "script.py", input=b"")
+    check_ended(repo, "", reason)
+
+
+@pytest.mark.parametrize("end", LAUNCHED_ENDS)
+def test_a_test_runner_that_leaves_an_experiment_open(repo, end):
+    source, reason = LAUNCHED_ENDS[end]
+    repo.write(
+        "test_training.py",
+        f"import sys\nfrom meticulous import Experiment\ndef test():\n    Experiment()\n    {source}",
+    )
+    repo.commit("Add a test")
+    result = run_python(repo, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_training.py")
+    check_ended(repo, result, reason)
+
+
+@pytest.mark.parametrize("end", LAUNCHED_ENDS)
+@pytest.mark.parametrize(
+    "monkey", ["", "from gevent import monkey; monkey.patch_all()\n"], ids=["greenlet", "gevent"]
+)
+def test_an_experiment_made_in_a_greenlet(repo, end, monkey):
+    pytest.importorskip("gevent", reason="this interpreter does not have it")
+    source, reason = LAUNCHED_ENDS[end]
+    result = repo.run(
+        monkey
+        + "import gevent, sys\nfrom meticulous import Experiment\ngevent.spawn(Experiment).join()\n"
+        + source
+    )
+    check_ended(repo, result, reason)
+
+
+@pytest.mark.parametrize(
+    ("last", "reason"), [("2", "SUCCESS"), ("1 / 0", DIVISION)], ids=["succeeds", "fails"]
+)
+def test_the_last_cell_of_an_ipython_shell_counts(repo, last, reason):
+    pytest.importorskip("IPython", reason="this interpreter does not have it")
+    cells = [
+        "from meticulous import Experiment; experiment = Experiment()",
+        "0 / 0",
+        "print('second cell')",
+        last,
+    ]
+    result = run_python(repo, "-m", "IPython", "--simple-prompt", input="\n".join(cells).encode())
+    check_ended(repo, result, reason)
+    assert "second cell" in (repo.experiment(1) / "stdout").read_text()
+
+
+def test_a_second_run_in_an_embedded_python(repo):
+    """As PyRun_SimpleString does it: code.InteractiveInterpreter would catch, exec in the same frame would not end."""
+    source = """
+import ctypes
+run = ctypes.pythonapi.PyRun_SimpleString
+run(b"from meticulous import Experiment; Experiment()")
+run(b"1 / 0")
+import os; os._exit
+"""
+    repo.write("embedding.py", source)
+    repo.commit("Embed")
+    run_python(repo, "-c", source)
+    assert (repo.experiment(1) / "STATUS").exists()
+
+
+def test_a_handler_that_another_one_calls_does_nothing(repo):
+    """Lightning calls the handler that was there before its own, and saves its checkpoint after that."""
+    result = repo.run(
+        START
+        + """
+import signal
+before = signal.getsignal(signal.SIGTERM)
+def save(signum, frame):
+    if callable(before):
+        before(signum, frame)
+    print("saved", flush=True)
+    sys.exit(5)
+signal.signal(signal.SIGTERM, save)
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    )
+    assert (result.code, result.stdout) == (5, "last words\nsaved\n"), result
+    check_ended(repo, result, "sys.exit(5)")
+
+
+def test_a_handler_of_faulthandler_that_the_user_registers_stays(repo):
+    source = "import faulthandler, signal\nfaulthandler.register(signal.SIGTERM, file=open('stacks', 'w'))\n"
+    result = repo.run(
+        START + source + "experiment.finish()\nos.kill(os.getpid(), signal.SIGTERM)\nprint('alive')"
+    )
+    assert (result.code, "script.py" in (repo.path / "stacks").read_text()) == (0, True), result
+    assert result.stdout == "last words\nalive\n"
+
+
+@pytest.mark.skipif(
+    sys.version_info < (3, 8), reason="Python 3.6 and 3.7 exit with 1 after Ctrl-C, as without us"
+)
+@pytest.mark.parametrize(
+    "hook", ["eval('1')", "import csv", "from collections import namedtuple as n; n('A', 'b')"]
+)
+def test_ctrl_c_ends_with_the_signal_though_a_hook_of_the_user_runs_code(repo, hook):
+    source = f"import atexit\ndef hook():\n    {hook}\natexit.register(hook)\n"
+    result = repo.run(source + START + "os.kill(os.getpid(), 2)\nimport time; time.sleep(60)")
+    assert result.code in (-signal.SIGINT, 1), result
+    if "atexit.register" in START:
+        assert result.code == -signal.SIGINT
+    check_ended(repo, result, "KeyboardInterrupt")
+
+
+def test_ctrl_c_several_times_while_the_end_is_written(repo):
+    result = repo.run(
+        START
+        + """
+real = os.replace
+def replace(source, target):
+    os.kill(os.getpid(), 2)
+    real(source, target)
+os.replace = replace
+os.kill(os.getpid(), 2)
+import time; time.sleep(60)
+"""
+    )
+    status = check_ended(repo, result, "KeyboardInterrupt")
+    assert status.count(TRACEBACK) == 1
+
+
+def test_importing_the_file_does_not_change_the_type_of_a_system_exit(repo):
+    source = """
+import sys, meticulous
+def type_of_exit():
+    try:
+        sys.exit(1)
+    except SystemExit as error:
+        return type(error)
+assert type_of_exit() is SystemExit
+with meticulous.Experiment(): assert issubclass(type_of_exit(), SystemExit)
+assert type_of_exit() is SystemExit
+assert not hasattr(sys.exit, "__wrapped__")
+"""
+    result = repo.run(source)
+    assert result.code == 0, result
+
+
+def test_a_child_forked_while_another_thread_ends_an_experiment_hears_sigterm(repo):
+    source = """
+import os, signal, sys, threading
+from meticulous import Experiment
+first, second = Experiment(), Experiment()
+in_replace, go_on = threading.Event(), threading.Event()
+real = os.replace
+def replace(source, target):
+    in_replace.set()
+    go_on.wait()
+    real(source, target)
+os.replace = replace
+thread = threading.Thread(target=second.finish)
+thread.start()
+in_replace.wait()
+child = os.fork()
+if not child:
+    signal.pause()
+    os._exit(0)
+os.kill(child, signal.SIGTERM)
+print(os.waitpid(child, 0)[1])
+go_on.set()
+thread.join()
+"""
+    result = repo.run(source)
+    assert result.stdout == f"{int(signal.SIGTERM)}\n", result
+    check_ended(repo, result, "SUCCESS", 2)
+
+
+def test_exit_in_a_handler_has_the_exception_above_and_names_both(repo):
+    result = repo.run(START + "try:\n    open('nowhere')\nexcept OSError:\n    sys.exit('cannot read')\n")
+    status = check_ended(
+        repo,
+        result,
+        "sys.exit('cannot read') after FileNotFoundError: [Errno 2] No such file or directory: 'nowhere'",
+    )
+    assert status.count(TRACEBACK) == 1 and "open('nowhere')" in status
