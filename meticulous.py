@@ -3785,26 +3785,50 @@ def _format_group(row, group, title=""):
 # === Run ======================================================================
 # Record any command: its stdout and stderr are pipes, with this process in the middle.
 
-_CHUNK = 1 << 16
 _LARGEST_PIPE = 1 << 20
-_FORWARDED = ("SIGTERM", "SIGHUP", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGUSR2")
+_OPTION = r"(?!-*argv\b)(?:--([A-Za-z][\w.-]*)|-{0,2}([A-Za-z][\w.-]*)=(.*))"
 
 
 def _parse_command(words):
-    """Take `--name value` and `--name=value` out of a command's words; an option without a value is True."""
-    args = {}
-    for word, following in zip(words, words[1:] + ["--"]):
-        match = re.match(r"--([A-Za-z][^=]*)(?:=(.*))?\Z", word, re.DOTALL)
-        if match:
-            name, value = match.groups()
-            if value is None and not re.match("--|-[A-Za-z]", following):
-                value = following
-            args[name] = True if value is None else _parse_number(value)
-    return args
+    """Return the arguments in a command's words: `--lr 0.1`, `--lr=0.1`, `-lr=0.1` and `lr=0.1`.
+
+    An option without a value is True. One with several numbers (`--layers 64 32`), or given several times, is
+    a list. "argv" holds all words, but None for a value that the rest tells exactly: no two commands have
+    equal arguments, and only what differs is shown as different.
+    """
+    argv, found = [], {}
+    values: "List[Any]" = []  # of the option before this word, if it may have more
+    for word in words:
+        match = re.fullmatch(_OPTION, word, re.DOTALL)
+        text, value = "", _parse_number(word)
+        is_option_like = re.match("--|-[A-Za-z]", word)
+        if (
+            values
+            and not is_option_like
+            and (values[-1] is True or str not in map(type, [values[-1], value]))
+        ):
+            if values[-1] is True:
+                values.pop()
+            values.append(value)
+            text = word
+        elif match and match.group(1):
+            values = found.setdefault(match.group(1), [])
+            values.append(True)
+        else:
+            values = []
+            if match:
+                text = match.group(3)
+                value = _parse_number(text)
+                found.setdefault(match.group(2), []).append(value)
+        # 1.0 and 1e+16 equal 1 and 10000000000000000.
+        is_exact = text and str(value) == text and not re.search(r"\.0\Z|e\+", text)
+        argv.append((word[: -len(text)] or None) if is_exact else word)
+    args = {name: values if len(values) > 1 else values[0] for name, values in found.items()}
+    return {**args, "argv": argv}
 
 
 def _parse_number(text):
-    """Give the number that *text* is, or *text*: a date 2026_03, a code 01234, a commit 12e5678, nan."""
+    """Return the number that *text* is, or *text*: a date 2026_03, a code 01234, a commit 12e5678, nan."""
     if re.fullmatch(r"[-+]?(?!0[0-9])[0-9.]+(e[-+]?[0-9]+)?", text, re.IGNORECASE):
         for kind in (int, float):
             try:
@@ -3815,113 +3839,164 @@ def _parse_number(text):
     return text
 
 
-class _Pump:
-    """Passes on what comes out of a process's pipes: to this process's own streams, and to a record."""
+def _find_open_streams():
+    """Return which of the descriptors 0 to 2 are the command's, and open the null device as the others.
 
-    def __init__(self, capture, process):
-        import selectors
-        import signal
-
-        self._capture = capture
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(process.stdout, selectors.EVENT_READ, ("stdout", 1))
-        self._selector.register(process.stderr, selectors.EVENT_READ, ("stderr", 2))
-        # Every signal that Python has a handler for, SIGCHLD above all, writes a byte into this pipe.
-        self._wake_reader, wake_writer = os.pipe()
-        os.set_blocking(wake_writer, False)
-        signal.signal(signal.SIGCHLD, lambda signum, frame: None)
-        signal.set_wakeup_fd(wake_writer)
-        self._selector.register(self._wake_reader, selectors.EVENT_READ, None)
-
-    def is_open(self):
-        return len(self._selector.get_map()) > 1
-
-    def pass_on(self, timeout_s=None):
-        """Wait for output or a signal, and pass on a chunk; returns what came: "output", "signal" or None."""
-        came = None
-        for key, _ in self._selector.select(timeout_s):
-            if key.data is None:
-                os.read(self._wake_reader, _CHUNK)
-                return "signal"
-            came = "output"
-            self._pass_chunk(key.fileobj, *key.data)
-        return came
-
-    def _pass_chunk(self, source, name, target):
-        import select
-
-        data = source.read(_CHUNK)
-        self._capture.record(name, data)
-        try:
-            view = memoryview(data)
-            while view:
-                try:
-                    view = view[os.write(target, view) :]
-                except BlockingIOError:  # another program has set our terminal so, for itself
-                    select.select([], [target], [])
-        except OSError:
-            data = b""  # nobody reads our output any more: the command is to notice, as it would without us
-        if not data:
-            self._selector.unregister(source)
-            source.close()
-
-
-def _forward_signals(process_ids):
-    """Hand signals on to the process in *process_ids*; returns a list of those that find none there."""
-    import signal
-
-    early: "List[int]" = []
-
-    def forward(signum, frame):
-        if not process_ids:
-            early.append(signum)
-        # Ctrl-C at a terminal reaches the command by itself: it would get it twice.
-        elif signum not in (signal.SIGINT, signal.SIGQUIT) or not _is_in_foreground():
-            os.kill(process_ids[0], signum)
-
-    for signum in [getattr(signal, name) for name in _FORWARDED]:
-        if signal.getsignal(signum) is not signal.SIG_IGN:
-            signal.signal(signum, forward)
-    return early
-
-
-def _is_in_foreground():
+    Without that, a file of the record would get such a number. Python's own descriptors are closed by exec.
+    """
+    found = []
     for descriptor in (0, 1, 2):
         try:
-            return os.tcgetpgrp(descriptor) == os.getpgrp()
+            if os.get_inheritable(descriptor):
+                found.append(descriptor)
         except OSError:
-            pass  # not a terminal, or not ours
-    return False
-
-
-def _wait_for_command(process, pump):
-    """Pass on output until *process* has ended; returns its wait status and resource usage."""
-    while True:
-        ended, status, usage = os.wait4(process.pid, os.WNOHANG)
-        if ended:
-            process.returncode = status  # Popen must not wait again
-            return status, usage
-        while pump.pass_on() != "signal":
             pass
+    while os.open(os.devnull, os.O_RDWR) <= 2:
+        pass
+    return found
 
 
-def _serve_daemons(pump):
-    """Go on passing output on in a process of its own, while daemons of the command hold the pipes open."""
-    # First what the command has left in the pipes, and no more: a daemon may never stop writing.
-    for _ in range(_LARGEST_PIPE // _CHUNK):
-        if not (pump.is_open() and pump.pass_on(timeout_s=0)):
-            break
-    if not pump.is_open() or os.fork():
-        return
+def _read_environment():
+    """Return os.environ with LC_CTYPE as it was at the start: in the C locale Python sets it (PEP 538)."""
+    environment, path = dict(os.environ), "/proc/self/environ"
+    if os.path.exists(path):
+        environment.pop("LC_CTYPE", None)
+        environment.update(re.findall(r"(?:\A|\0)(LC_CTYPE)=([^\0]*)", _read_text(path)))
+    return environment
+
+
+def _block_signals():
+    """Block all signals, so that none ends us before the record; return a function that undoes it for exec."""
+    import signal
+
+    ignored_by_python = {signal.SIGPIPE, signal.SIGXFSZ}  # what they were before is unknown
+    valid_signals = getattr(signal, "valid_signals", lambda: range(1, signal.NSIG))  # new in Python 3.8
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, set(valid_signals()) - ignored_by_python)
+    # If SIGCHLD is ignored, the kernel keeps no exit status; without a handler, macOS doesn't make it pending.
+    handler = signal.signal(signal.SIGCHLD, lambda signum, frame: None)
+
+    def restore():
+        for signum in valid_signals():
+            if signum in ignored_by_python or callable(signal.getsignal(signum)):
+                signal.signal(signum, signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    return restore
+
+
+def _wait_for_signal():
+    """Return the next signal that is blocked, and whether it came to us alone, not to the command as well."""
+    import signal
+
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    if hasattr(signal, "sigwaitinfo"):
+        info = signal.sigwaitinfo(blocked)
+        signum = info.si_signo
+        # The kernel signals the whole foreground of a terminal; but only a session's leader is told that it
+        # hung up, and the alarm(2) is the one that we were started with.
+        is_leader = os.getsid(0) == os.getpid()
+        ours = (signal.SIGALRM, signal.SIGHUP, signal.SIGCONT) if is_leader else (signal.SIGALRM,)
+        return signum, info.si_code <= 0 or signum in ours
+    signum = signal.sigwait(blocked)  # macOS
     try:
-        while pump.is_open():
-            pump.pass_on()
-    finally:
-        os._exit(0)
+        with open("/dev/tty", "rb", buffering=0) as terminal:
+            is_in_foreground = os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
+    except OSError:
+        is_in_foreground = False
+    keys = (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGWINCH) if is_in_foreground else ()
+    return signum, signum not in (signal.SIGCHLD, *keys)
+
+
+def _wait_for_command(process_id, early):
+    """Hand signals on until the process has ended; returns its wait status and resource usage.
+
+    *early*: the signals that were pending before it began, and so did not reach it, whoever sent them.
+    """
+    import signal
+    from threading import get_ident
+
+    options = os.WNOHANG | os.WUNTRACED | os.WCONTINUED
+    while True:
+        ended, status, usage = os.wait4(process_id, options)
+        # Stop too, for the shell to notice. Not for SIGSTOP: what stops the command alone continues it alone.
+        if ended and os.WIFSTOPPED(status) and os.WSTOPSIG(status) != signal.SIGSTOP:
+            signal.pthread_kill(get_ident(), signal.SIGSTOP)
+            signal.sigwait([signal.SIGCONT])
+            ended, status, usage = os.wait4(process_id, options)
+            if not ended:  # it has not been continued by the same signal
+                os.kill(process_id, signal.SIGCONT)
+        if ended and (os.WIFEXITED(status) or os.WIFSIGNALED(status)):
+            return status, usage
+        signum, is_ours = _wait_for_signal()
+        if is_ours or signum in early:
+            os.kill(process_id, signum)
+        early.discard(signum)
+
+
+def _close_inherited():
+    """Close what only the command is to hold open: others may wait for the last descriptor to be closed."""
+    for name in os.listdir("/dev/fd"):
+        try:
+            if int(name) > 2 and os.get_inheritable(int(name)):
+                os.close(int(name))
+        except OSError:
+            pass  # the one that listed them
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0, inheritable=False)
+
+
+def _write(descriptor, data):
+    """Write to a stream of ours; return whether it may be read still."""
+    import select
+
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(descriptor, view) :]
+        except BlockingIOError:  # another program has set our terminal so, for itself
+            select.select([], [descriptor], [])
+        except BrokenPipeError:
+            return False
+        except OSError:
+            break  # a full disk, a terminal that is gone: the command and the record go on
+    return True
+
+
+def _pass_on(sources, descriptor, ended, experiment):
+    """Record what comes from a pipe and write it to *descriptor*; when *ended* is closed, only what is left.
+
+    No more, because a daemon may never stop writing. At its end the pipe is removed from *sources*.
+    """
+    import select
+
+    source, poll = sources[descriptor], select.poll()
+    poll.register(source, select.POLLIN)
+    poll.register(ended, select.POLLIN)
+    while True:
+        ready = dict(poll.poll())
+        if source.fileno() in ready:
+            data = source.read(_LARGEST_PIPE)
+            experiment._capture.record(("stdout", "stderr")[descriptor - 1], data)
+            if not data or not _write(descriptor, data):
+                source.close()  # so that the command notices, as it would without us
+                del sources[descriptor]
+                return
+        if ended in ready:
+            return
+
+
+def _start_pumps(sources, ended, experiment):
+    """Start a thread for each of *sources*, so that a stream that is not read does not block the other."""
+    from threading import Thread
+
+    threads = [Thread(target=_pass_on, args=(sources, key, ended, experiment)) for key in sources]
+    for thread in threads:
+        thread.start()
+    return threads
 
 
 def _describe_exit(status):
-    """Put a wait status into a STATUS text and a shell's exit code."""
+    """Return the STATUS and the shell's exit code for a wait status."""
     if os.WIFSIGNALED(status):
         return _kill_text(os.WTERMSIG(status)), 128 + os.WTERMSIG(status)
     code = os.WEXITSTATUS(status)
@@ -3937,35 +4012,51 @@ def _describe_usage(usage, wall_s):
     }
 
 
+def _serve_daemons(sources, experiment):
+    """Go on in a process of its own while daemons of the command hold its pipes open."""
+    if not sources or os.fork():
+        return
+    try:
+        for thread in _start_pumps(sources, os.pipe()[0], experiment):
+            thread.join()
+    finally:
+        os._exit(0)
+
+
 def _record_command(command, own):
     """Run *command* as an experiment, *own* being Experiment's arguments; returns the exit code."""
     import signal
     from subprocess import PIPE, Popen
 
-    process_ids: "List[int]" = []
-    early = _forward_signals(process_ids)
+    open_streams, restore_signals = _find_open_streams(), _block_signals()
     sys.argv = command  # what the record calls the command
-    experiment = Experiment(_parse_command(command[1:]), None, **own)
-    start = time.monotonic()
+    experiment = Experiment(_parse_command(command), None, **own)
+    start, environment = time.monotonic(), _read_environment()
+    early = signal.sigpending() - {signal.SIGCHLD}
     try:
         if experiment._attempt is None:
-            # What Python ignores, the program that it becomes would ignore too.
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-            os.execvp(command[0], command)
-        process = Popen(command, stdout=PIPE, stderr=PIPE, bufsize=0)
+            restore_signals()
+            os.execvpe(command[0], command, environment)
+        stdout, stderr = [PIPE if descriptor in open_streams else None for descriptor in (1, 2)]
+        process = Popen(
+            command, stdout=stdout, stderr=stderr, bufsize=0, close_fds=False, env=environment,
+            preexec_fn=restore_signals,
+        )  # fmt: skip
     except OSError as error:
         problem = f"{command[0]} can't be run: {_explain(error)}"
         experiment.finish(f"ERROR\n{problem}")
         _warn(f"{problem}.")
         return 126
-    pump = _Pump(experiment._capture, process)
-    process_ids.append(process.pid)
-    for signum in early:
-        os.kill(process.pid, signum)
-    status, usage = _wait_for_command(process, pump)
-    del process_ids[:]
-    _serve_daemons(pump)
+    _close_inherited()
+    sources = {key: pipe for key, pipe in ((1, process.stdout), (2, process.stderr)) if pipe}
+    ended, running = os.pipe()
+    threads = _start_pumps(sources, ended, experiment)
+    status, usage = _wait_for_command(process.pid, early)
+    process.returncode = status  # Popen must not wait again
+    os.close(running)
+    for thread in threads:
+        thread.join()
+    _serve_daemons(sources, experiment)
     experiment.metadata["usage"] = _describe_usage(usage, time.monotonic() - start)
     text, code = _describe_exit(status)
     experiment.finish(text)
@@ -3987,7 +4078,7 @@ def _run(words):
     position = words.index("--") if "--" in words else len(words)
     own, command = vars(parser.parse_args(words[:position])), words[position + 1 :]
     if not command:
-        parser.error("name a command, behind --")
+        parser.error("name a command after --")
     if which(command[0]) is None:
         is_there = os.path.dirname(command[0]) and os.path.exists(command[0])
         _warn(f"{command[0]} " + ("is not executable." if is_there else "can't be found: is it on PATH?"))
