@@ -3922,7 +3922,7 @@ def _wait_for_command(process_id, early):
         # Stop too, for the shell to notice. Not for SIGSTOP: what stops the command alone continues it alone.
         if ended and os.WIFSTOPPED(status) and os.WSTOPSIG(status) != signal.SIGSTOP:
             signal.pthread_kill(get_ident(), signal.SIGSTOP)
-            signal.sigwait([signal.SIGCONT])
+            signal.signal(signal.SIGCONT, signal.SIG_DFL)  # discards it, if no stop signal did so
             ended, status, usage = os.wait4(process_id, options)
             if not ended:  # it has not been continued by the same signal
                 os.kill(process_id, signal.SIGCONT)
