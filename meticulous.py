@@ -3801,30 +3801,30 @@ def _parse_command(words):
     for word in words:
         match = re.fullmatch(_OPTION, word, re.DOTALL)
         text, value = "", _parse_number(word)
-        is_option_like = re.match("--|-[A-Za-z]", word)
         if (
             values
-            and not is_option_like
+            and not re.match("--|-[A-Za-z]", word)
             and (values[-1] is True or str not in map(type, [values[-1], value]))
         ):
             if values[-1] is True:
                 values.pop()
             values.append(value)
             text = word
-        elif match and match.group(1):
-            values = found.setdefault(match.group(1), [])
+        elif match and match[1]:
+            values = found.setdefault(match[1], [])
             values.append(True)
         else:
             values = []
             if match:
-                text = match.group(3)
-                value = _parse_number(text)
-                found.setdefault(match.group(2), []).append(value)
+                text, value = match[3], _parse_number(match[3])
+                found.setdefault(match[2], []).append(value)
         # 1.0 and 1e+16 equal 1 and 10000000000000000.
         is_exact = text and str(value) == text and not re.search(r"\.0\Z|e\+", text)
         argv.append((word[: -len(text)] or None) if is_exact else word)
-    args = {name: values if len(values) > 1 else values[0] for name, values in found.items()}
-    return {**args, "argv": argv}
+    return {
+        "argv": argv,
+        **{name: values if len(values) > 1 else values[0] for name, values in found.items()},
+    }
 
 
 def _parse_number(text):
@@ -3839,20 +3839,15 @@ def _parse_number(text):
     return text
 
 
-def _find_open_streams():
-    """Return which of the descriptors 0 to 2 are the command's, and open the null device as the others.
-
-    Without that, a file of the record would get such a number. Python's own descriptors are closed by exec.
-    """
+def _list_inherited():
+    """Return the open descriptors that we were started with; Python's own are not inherited by a command."""
     found = []
-    for descriptor in (0, 1, 2):
+    for descriptor in range(1024):
         try:
             if os.get_inheritable(descriptor):
                 found.append(descriptor)
         except OSError:
             pass
-    while os.open(os.devnull, os.O_RDWR) <= 2:
-        pass
     return found
 
 
@@ -3890,22 +3885,25 @@ def _wait_for_signal():
     import signal
 
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    if hasattr(signal, "sigwaitinfo"):
+    try:
         info = signal.sigwaitinfo(blocked)
-        signum = info.si_signo
-        # The kernel signals the whole foreground of a terminal; but only a session's leader is told that it
-        # hung up, and the alarm(2) is the one that we were started with.
-        is_leader = os.getsid(0) == os.getpid()
-        ours = (signal.SIGALRM, signal.SIGHUP, signal.SIGCONT) if is_leader else (signal.SIGALRM,)
-        return signum, info.si_code <= 0 or signum in ours
-    signum = signal.sigwait(blocked)  # macOS
+        signum, from_kernel = info.si_signo, info.si_code > 0
+    except AttributeError:  # macOS
+        keys = (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGWINCH)
+        signum = signal.sigwait(blocked)
+        from_kernel = signum == signal.SIGCHLD or (signum in keys and _is_in_foreground())
+    # The kernel signals the whole foreground of a terminal, but only a session's leader when it hangs up.
+    to_leader = (signal.SIGHUP, signal.SIGCONT) if os.getsid(0) == os.getpid() else ()
+    # The alarm(2) is the one that we were started with.
+    return signum, not from_kernel or signum in (signal.SIGALRM, *to_leader)
+
+
+def _is_in_foreground():
     try:
         with open("/dev/tty", "rb", buffering=0) as terminal:
-            is_in_foreground = os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
+            return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
     except OSError:
-        is_in_foreground = False
-    keys = (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGWINCH) if is_in_foreground else ()
-    return signum, signum not in (signal.SIGCHLD, *keys)
+        return False  # there is no terminal
 
 
 def _wait_for_command(process_id, early):
@@ -3934,62 +3932,44 @@ def _wait_for_command(process_id, early):
         early.discard(signum)
 
 
-def _close_inherited():
-    """Close what only the command is to hold open: others may wait for the last descriptor to be closed."""
-    for name in os.listdir("/dev/fd"):
-        try:
-            if int(name) > 2 and os.get_inheritable(int(name)):
-                os.close(int(name))
-        except OSError:
-            pass  # the one that listed them
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0, inheritable=False)
-
-
 def _write(descriptor, data):
     """Write to a stream of ours; return whether it may be read still."""
     import select
 
-    view = memoryview(data)
-    while view:
+    while data:
         try:
-            view = view[os.write(descriptor, view) :]
+            data = data[os.write(descriptor, data) :]
         except BlockingIOError:  # another program has set our terminal so, for itself
             select.select([], [descriptor], [])
-        except BrokenPipeError:
-            return False
-        except OSError:
-            break  # a full disk, a terminal that is gone: the command and the record go on
+        except OSError as error:  # after a full disk or a hangup, the command and the record go on
+            return not isinstance(error, BrokenPipeError)
     return True
 
 
-def _pass_on(sources, descriptor, ended, experiment):
-    """Record what comes from a pipe and write it to *descriptor*; when *ended* is closed, only what is left.
+def _pass_on(pipes, pipe, ended, experiment):
+    """Record what comes from *pipe* and write it to the descriptor pipes[pipe]; at its end remove it there.
 
-    No more, because a daemon may never stop writing. At its end the pipe is removed from *sources*.
+    When *ended* is closed, only what is left is passed on, because a daemon may never stop writing.
     """
     import select
 
-    source, poll = sources[descriptor], select.poll()
-    poll.register(source, select.POLLIN)
-    poll.register(ended, select.POLLIN)
-    while True:
-        ready = dict(poll.poll())
-        if source.fileno() in ready:
-            data = source.read(_LARGEST_PIPE)
-            experiment._capture.record(("stdout", "stderr")[descriptor - 1], data)
-            if not data or not _write(descriptor, data):
-                source.close()  # so that the command notices, as it would without us
-                del sources[descriptor]
+    ready = [pipe]
+    while ended not in ready:
+        ready = select.select([pipe, ended], [], [])[0]
+        if pipe in ready:
+            data = pipe.read(_LARGEST_PIPE)
+            experiment._capture.record(("", "stdout", "stderr")[pipes[pipe]], data)
+            if not data or not _write(pipes[pipe], memoryview(data)):
+                pipe.close()  # so that the command notices, as it would without us
+                del pipes[pipe]
                 return
-        if ended in ready:
-            return
 
 
-def _start_pumps(sources, ended, experiment):
-    """Start a thread for each of *sources*, so that a stream that is not read does not block the other."""
+def _start_pumps(pipes, ended, experiment):
+    """Start a thread for each of *pipes*, so that a stream that is not read does not block the other."""
     from threading import Thread
 
-    threads = [Thread(target=_pass_on, args=(sources, key, ended, experiment)) for key in sources]
+    threads = [Thread(target=_pass_on, args=(pipes, pipe, ended, experiment)) for pipe in pipes]
     for thread in threads:
         thread.start()
     return threads
@@ -4012,23 +3992,16 @@ def _describe_usage(usage, wall_s):
     }
 
 
-def _serve_daemons(sources, experiment):
-    """Go on in a process of its own while daemons of the command hold its pipes open."""
-    if not sources or os.fork():
-        return
-    try:
-        for thread in _start_pumps(sources, os.pipe()[0], experiment):
-            thread.join()
-    finally:
-        os._exit(0)
-
-
 def _record_command(command, own):
     """Run *command* as an experiment, *own* being Experiment's arguments; returns the exit code."""
     import signal
     from subprocess import PIPE, Popen
 
-    open_streams, restore_signals = _find_open_streams(), _block_signals()
+    inherited = _list_inherited()
+    # No file of the record may get the number of a stream that is closed.
+    while os.open(os.devnull, os.O_RDWR) <= 2:
+        pass
+    restore_signals = _block_signals()
     sys.argv = command  # what the record calls the command
     experiment = Experiment(_parse_command(command), None, **own)
     start, environment = time.monotonic(), _read_environment()
@@ -4037,7 +4010,7 @@ def _record_command(command, own):
         if experiment._attempt is None:
             restore_signals()
             os.execvpe(command[0], command, environment)
-        stdout, stderr = [PIPE if descriptor in open_streams else None for descriptor in (1, 2)]
+        stdout, stderr = [PIPE if descriptor in inherited else None for descriptor in (1, 2)]
         process = Popen(
             command, stdout=stdout, stderr=stderr, bufsize=0, close_fds=False, env=environment,
             preexec_fn=restore_signals,
@@ -4047,16 +4020,23 @@ def _record_command(command, own):
         experiment.finish(f"ERROR\n{problem}")
         _warn(f"{problem}.")
         return 126
-    _close_inherited()
-    sources = {key: pipe for key, pipe in ((1, process.stdout), (2, process.stderr)) if pipe}
+    # Others may wait until what only the command is to hold is closed everywhere.
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for descriptor in set(inherited) - {0, 1, 2}:
+        os.close(descriptor)
+    pipes = {process.stdout: 1, process.stderr: 2}
+    pipes.pop(None, None)
     ended, running = os.pipe()
-    threads = _start_pumps(sources, ended, experiment)
+    threads = _start_pumps(pipes, ended, experiment)
     status, usage = _wait_for_command(process.pid, early)
     process.returncode = status  # Popen must not wait again
     os.close(running)
     for thread in threads:
         thread.join()
-    _serve_daemons(sources, experiment)
+    if pipes and not os.fork():  # daemons of the command hold them open
+        for thread in _start_pumps(pipes, os.pipe()[0], experiment):
+            thread.join()
+        os._exit(0)
     experiment.metadata["usage"] = _describe_usage(usage, time.monotonic() - start)
     text, code = _describe_exit(status)
     experiment.finish(text)
@@ -4071,8 +4051,8 @@ def _run(words):
     parser = argparse.ArgumentParser(
         prog="meticulous run",
         usage="%(prog)s [options] -- COMMAND [ARGUMENT ...]",
-        description="Record any command: its arguments, output, exit code or signal, memory and time.",
-        epilog="The exit code is the command's, or 128 + n for a signal.",
+        description="Record any command: its arguments, output, exit code or signal, memory and time."
+        " The exit code is the command's, or 128 + n for a signal.",
     )
     Experiment.add_argument_group(parser)
     position = words.index("--") if "--" in words else len(words)
