@@ -3786,7 +3786,7 @@ def _format_group(row, group, title=""):
 # Record any command: its stdout and stderr are pipes, with this process in the middle.
 
 _LARGEST_PIPE = 1 << 20
-_OPTION = r"(?!-*argv\b)(?:--([A-Za-z][\w.-]*)|-{0,2}([A-Za-z][\w.-]*)=(.*))"
+_OPTION = r"(?:--|-?(?=[^=]+=))(?!argv\b)([A-Za-z][\w.-]*)(?:=(.*))?"
 
 
 def _parse_command(words):
@@ -3796,35 +3796,26 @@ def _parse_command(words):
     a list. "argv" holds all words, but None for a value that the rest tells exactly: no two commands have
     equal arguments, and only what differs is shown as different.
     """
-    argv, found = [], {}
-    values: "List[Any]" = []  # of the option before this word, if it may have more
+    argv = []
+    found: "Dict[str, Any]" = {}
+    last: "Any" = None  # the value before this word, True after its option; None if no other may follow
     for word in words:
-        match = re.fullmatch(_OPTION, word, re.DOTALL)
-        text, value = "", _parse_number(word)
-        if (
-            values
-            and not re.match("--|-[A-Za-z]", word)
-            and (values[-1] is True or str not in map(type, [values[-1], value]))
-        ):
-            if values[-1] is True:
-                values.pop()
-            values.append(value)
-            text = word
-        elif match and match[1]:
-            values = found.setdefault(match[1], [])
-            values.append(True)
+        text, value = word, _parse_number(word)
+        is_option_like = re.match("--|-[A-Za-z]", word)
+        if is_option_like or last is None or (last is not True and str in (type(last), type(value))):
+            match = re.fullmatch(_OPTION, word, re.DOTALL)
+            name, text = match.groups() if match else (None, None)
+            values, last = found.setdefault(name, []), True if match and text is None else None
         else:
-            values = []
-            if match:
-                text, value = match[3], _parse_number(match[3])
-                found.setdefault(match[2], []).append(value)
+            last = value
+        if text is not None:
+            value = _parse_number(text)
+            values.append(value)
         # 1.0 and 1e+16 equal 1 and 10000000000000000.
         is_exact = text and str(value) == text and not re.search(r"\.0\Z|e\+", text)
         argv.append((word[: -len(text)] or None) if is_exact else word)
-    return {
-        "argv": argv,
-        **{name: values if len(values) > 1 else values[0] for name, values in found.items()},
-    }
+    args = {name: values[0] if len(values) == 1 else values or True for name, values in found.items() if name}
+    return {**args, "argv": argv}
 
 
 def _parse_number(text):
@@ -3853,21 +3844,21 @@ def _list_inherited():
 
 def _read_environment():
     """Return os.environ with LC_CTYPE as it was at the start: in the C locale Python sets it (PEP 538)."""
-    environment, path = dict(os.environ), "/proc/self/environ"
-    if os.path.exists(path):
+    environment = dict(os.environ)
+    if sys.platform == "linux":
         environment.pop("LC_CTYPE", None)
-        environment.update(re.findall(r"(?:\A|\0)(LC_CTYPE)=([^\0]*)", _read_text(path)))
+        environment.update(re.findall(r"(?:\A|\0)(LC_CTYPE)=([^\0]*)", _read_text("/proc/self/environ")))
     return environment
 
 
 def _block_signals():
-    """Block all signals, so that none ends us before the record; return a function that undoes it for exec."""
+    """Block all signals, so that none ends us before the record; return a function that restores them."""
     import signal
 
     ignored_by_python = {signal.SIGPIPE, signal.SIGXFSZ}  # what they were before is unknown
     valid_signals = getattr(signal, "valid_signals", lambda: range(1, signal.NSIG))  # new in Python 3.8
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, set(valid_signals()) - ignored_by_python)
-    # If SIGCHLD is ignored, the kernel keeps no exit status; without a handler, macOS doesn't make it pending.
+    # If SIGCHLD is ignored, the kernel keeps no exit status; without a handler, macOS discards it.
     handler = signal.signal(signal.SIGCHLD, lambda signum, frame: None)
 
     def restore():
@@ -3888,22 +3879,19 @@ def _wait_for_signal():
     try:
         info = signal.sigwaitinfo(blocked)
         signum, from_kernel = info.si_signo, info.si_code > 0
-    except AttributeError:  # macOS
-        keys = (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGWINCH)
+    except AttributeError:  # macOS doesn't tell who sent it
         signum = signal.sigwait(blocked)
-        from_kernel = signum == signal.SIGCHLD or (signum in keys and _is_in_foreground())
-    # The kernel signals the whole foreground of a terminal, but only a session's leader when it hangs up.
-    to_leader = (signal.SIGHUP, signal.SIGCONT) if os.getsid(0) == os.getpid() else ()
+        from_kernel = signum in (
+            signal.SIGCHLD,
+            signal.SIGINT,
+            signal.SIGQUIT,
+            signal.SIGTSTP,
+            signal.SIGWINCH,
+        )
+    # The kernel signals the whole foreground of a terminal, but only the session's leader when it hangs up.
     # The alarm(2) is the one that we were started with.
-    return signum, not from_kernel or signum in (signal.SIGALRM, *to_leader)
-
-
-def _is_in_foreground():
-    try:
-        with open("/dev/tty", "rb", buffering=0) as terminal:
-            return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
-    except OSError:
-        return False  # there is no terminal
+    is_leader = os.getsid(0) == os.getpid() and signum in (signal.SIGHUP, signal.SIGCONT)
+    return signum, not from_kernel or is_leader or signum == signal.SIGALRM
 
 
 def _wait_for_command(process_id, early):
@@ -3912,14 +3900,13 @@ def _wait_for_command(process_id, early):
     *early*: the signals that were pending before it began, and so did not reach it, whoever sent them.
     """
     import signal
-    from threading import get_ident
 
     options = os.WNOHANG | os.WUNTRACED | os.WCONTINUED
     while True:
         ended, status, usage = os.wait4(process_id, options)
         # Stop too, for the shell to notice. Not for SIGSTOP: what stops the command alone continues it alone.
-        if ended and os.WIFSTOPPED(status) and os.WSTOPSIG(status) != signal.SIGSTOP:
-            signal.pthread_kill(get_ident(), signal.SIGSTOP)
+        if os.WIFSTOPPED(status) and os.WSTOPSIG(status) != signal.SIGSTOP:
+            os.kill(os.getpid(), signal.SIGSTOP)
             signal.signal(signal.SIGCONT, signal.SIG_DFL)  # discards it, if no stop signal did so
             ended, status, usage = os.wait4(process_id, options)
             if not ended:  # it has not been continued by the same signal
@@ -4020,9 +4007,8 @@ def _record_command(command, own):
         experiment.finish(f"ERROR\n{problem}")
         _warn(f"{problem}.")
         return 126
-    # Others may wait until what only the command is to hold is closed everywhere.
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    for descriptor in set(inherited) - {0, 1, 2}:
+    # The other end of a pipe may wait until what is the command's alone is closed everywhere.
+    for descriptor in set(inherited) - {1, 2}:
         os.close(descriptor)
     pipes = {process.stdout: 1, process.stderr: 2}
     pipes.pop(None, None)
