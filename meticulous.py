@@ -1321,7 +1321,7 @@ def _find_defaults(parser, values):
 
     defaults = {}
     for active in _active_parsers(parser, values):
-        found: "Dict[str, Any]" = {}
+        found: "Dict[Any, Any]" = {}
         for action in active._actions:
             if action.option_strings and action.default is not argparse.SUPPRESS:
                 # As in parsing, the first of several options with one destination gives the default.
@@ -3797,7 +3797,7 @@ def _parse_command(words):
     equal arguments, and only what differs is shown as different.
     """
     argv = []
-    found: "Dict[str, Any]" = {}
+    found: "Dict[Any, Any]" = {}
     last: "Any" = None  # the value before this word, True after its option; None if no other may follow
     for word in words:
         text, value = word, _parse_number(word)
