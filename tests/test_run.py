@@ -314,9 +314,11 @@ def test_ctrl_c_reaches_the_command_once(in_terminal, redirection):
 
 def test_a_terminal_that_hangs_up_tells_only_its_sessions_leader(in_terminal):
     process = in_terminal(reports(signal.SIGHUP, signal.SIGCONT), leader="")
-    assert process.output.readline().startswith(b"up")
+    pid = int(process.output.readline().split()[1])
     process.kill()
     assert {process.output.readline() for _ in range(2)} == {b"got 1\n", b"got 18\n"}
+    os.kill(pid, signal.SIGUSR2)
+    assert process.output.read() == b""
 
 
 def wait_for_state(pid, states):
