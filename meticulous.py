@@ -4143,26 +4143,41 @@ def _format_group(row, group, title=""):
 # === Run ======================================================================
 # Record any command: its stdout and stderr are pipes, with this process in the middle.
 
-_CHUNK = 1 << 16
 _LARGEST_PIPE = 1 << 20
-_FORWARDED = ("SIGTERM", "SIGHUP", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGUSR2")
+_OPTION = r"(?:--|-?(?=[^=]+=))(?!argv\b)([A-Za-z][\w.-]*)(?:=(.*))?"
 
 
 def _parse_command(words):
-    """Take `--name value` and `--name=value` out of a command's words; an option without a value is True."""
-    args = {}
-    for word, following in zip(words, words[1:] + ["--"]):
-        match = re.match(r"--([A-Za-z][^=]*)(?:=(.*))?\Z", word, re.DOTALL)
-        if match:
-            name, value = match.groups()
-            if value is None and not re.match("--|-[A-Za-z]", following):
-                value = following
-            args[name] = True if value is None else _parse_number(value)
-    return args
+    """Return the arguments in a command's words: `--lr 0.1`, `--lr=0.1`, `-lr=0.1` and `lr=0.1`.
+
+    An option without a value is True. One with several numbers (`--layers 64 32`), or given several times, is
+    a list. "argv" holds all words, but None for a value that the rest tells exactly: no two commands have
+    equal arguments, and only what differs is shown as different.
+    """
+    argv = []
+    found: "Dict[Any, Any]" = {}
+    last: "Any" = None  # the value before this word, True after its option; None if no other may follow
+    for word in words:
+        text, value = word, _parse_number(word)
+        is_option_like = re.match("--|-[A-Za-z]", word)
+        if is_option_like or last is None or (last is not True and str in (type(last), type(value))):
+            match = re.fullmatch(_OPTION, word, re.DOTALL)
+            name, text = match.groups() if match else (None, None)
+            values, last = found.setdefault(name, []), True if match and text is None else None
+        else:
+            last = value
+        if text is not None:
+            value = _parse_number(text)
+            values.append(value)
+        # 1.0 and 1e+16 equal 1 and 10000000000000000.
+        is_exact = text and str(value) == text and not re.search(r"\.0\Z|e\+", text)
+        argv.append((word[: -len(text)] or None) if is_exact else word)
+    args = {name: values[0] if len(values) == 1 else values or True for name, values in found.items() if name}
+    return {**args, "argv": argv}
 
 
 def _parse_number(text):
-    """Give the number that *text* is, or *text*: a date 2026_03, a code 01234, a commit 12e5678, nan."""
+    """Return the number that *text* is, or *text*: a date 2026_03, a code 01234, a commit 12e5678, nan."""
     if re.fullmatch(r"[-+]?(?!0[0-9])[0-9.]+(e[-+]?[0-9]+)?", text, re.IGNORECASE):
         for kind in (int, float):
             try:
@@ -4173,113 +4188,140 @@ def _parse_number(text):
     return text
 
 
-class _Pump:
-    """Passes on what comes out of a process's pipes: to this process's own streams, and to a record."""
-
-    def __init__(self, capture, process):
-        import selectors
-        import signal
-
-        self._capture = capture
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(process.stdout, selectors.EVENT_READ, ("stdout", 1))
-        self._selector.register(process.stderr, selectors.EVENT_READ, ("stderr", 2))
-        # Every signal that Python has a handler for, SIGCHLD above all, writes a byte into this pipe.
-        self._wake_reader, wake_writer = os.pipe()
-        os.set_blocking(wake_writer, False)
-        signal.signal(signal.SIGCHLD, lambda signum, frame: None)
-        signal.set_wakeup_fd(wake_writer)
-        self._selector.register(self._wake_reader, selectors.EVENT_READ, None)
-
-    def is_open(self):
-        return len(self._selector.get_map()) > 1
-
-    def pass_on(self, timeout_s=None):
-        """Wait for output or a signal, and pass on a chunk; returns what came: "output", "signal" or None."""
-        came = None
-        for key, _ in self._selector.select(timeout_s):
-            if key.data is None:
-                os.read(self._wake_reader, _CHUNK)
-                return "signal"
-            came = "output"
-            self._pass_chunk(key.fileobj, *key.data)
-        return came
-
-    def _pass_chunk(self, source, name, target):
-        import select
-
-        data = source.read(_CHUNK)
-        self._capture.record(name, data)
+def _list_inherited():
+    """Return the open descriptors that we were started with; Python's own are not inherited by a command."""
+    found = []
+    for descriptor in range(1024):
         try:
-            view = memoryview(data)
-            while view:
-                try:
-                    view = view[os.write(target, view) :]
-                except BlockingIOError:  # another program has set our terminal so, for itself
-                    select.select([], [target], [])
+            if os.get_inheritable(descriptor):
+                found.append(descriptor)
         except OSError:
-            data = b""  # nobody reads our output any more: the command is to notice, as it would without us
-        if not data:
-            self._selector.unregister(source)
-            source.close()
+            pass
+    return found
 
 
-def _forward_signals(process_ids):
-    """Hand signals on to the process in *process_ids*; returns a list of those that find none there."""
+def _read_environment():
+    """Return os.environ with LC_CTYPE as it was at the start: in the C locale Python sets it (PEP 538)."""
+    environment = dict(os.environ)
+    if sys.platform == "linux":
+        environment.pop("LC_CTYPE", None)
+        environment.update(re.findall(r"(?:\A|\0)(LC_CTYPE)=([^\0]*)", _read_text("/proc/self/environ")))
+    return environment
+
+
+def _block_signals():
+    """Block all signals, so that none ends us before the record; return a function that restores them."""
     import signal
 
-    early: "List[int]" = []
+    ignored_by_python = {signal.SIGPIPE, signal.SIGXFSZ}  # what they were before is unknown
+    valid_signals = getattr(signal, "valid_signals", lambda: range(1, signal.NSIG))  # new in Python 3.8
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, set(valid_signals()) - ignored_by_python)
+    # If SIGCHLD is ignored, the kernel keeps no exit status; without a handler, macOS discards it.
+    handler = signal.signal(signal.SIGCHLD, lambda signum, frame: None)
 
-    def forward(signum, frame):
-        if not process_ids:
-            early.append(signum)
-        # Ctrl-C at a terminal reaches the command by itself: it would get it twice.
-        elif signum not in (signal.SIGINT, signal.SIGQUIT) or not _is_in_foreground():
-            os.kill(process_ids[0], signum)
+    def restore():
+        for signum in valid_signals():
+            if signum in ignored_by_python or callable(signal.getsignal(signum)):
+                signal.signal(signum, signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
-    for signum in [getattr(signal, name) for name in _FORWARDED]:
-        if signal.getsignal(signum) is not signal.SIG_IGN:
-            signal.signal(signum, forward)
-    return early
-
-
-def _is_in_foreground():
-    for descriptor in (0, 1, 2):
-        try:
-            return os.tcgetpgrp(descriptor) == os.getpgrp()
-        except OSError:
-            pass  # not a terminal, or not ours
-    return False
+    return restore
 
 
-def _wait_for_command(process, pump):
-    """Pass on output until *process* has ended; returns its wait status and resource usage."""
-    while True:
-        ended, status, usage = os.wait4(process.pid, os.WNOHANG)
-        if ended:
-            process.returncode = status  # Popen must not wait again
-            return status, usage
-        while pump.pass_on() != "signal":
-            pass
+def _wait_for_signal():
+    """Return the next signal that is blocked, and whether it came to us alone, not to the command as well."""
+    import signal
 
-
-def _serve_daemons(pump):
-    """Go on passing output on in a process of its own, while daemons of the command hold the pipes open."""
-    # First what the command has left in the pipes, and no more: a daemon may never stop writing.
-    for _ in range(_LARGEST_PIPE // _CHUNK):
-        if not (pump.is_open() and pump.pass_on(timeout_s=0)):
-            break
-    if not pump.is_open() or os.fork():
-        return
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     try:
-        while pump.is_open():
-            pump.pass_on()
-    finally:
-        os._exit(0)
+        info = signal.sigwaitinfo(blocked)
+        signum, from_kernel = info.si_signo, info.si_code > 0
+    except AttributeError:  # macOS doesn't tell who sent it
+        signum = signal.sigwait(blocked)
+        from_kernel = signum in (
+            signal.SIGCHLD,
+            signal.SIGINT,
+            signal.SIGQUIT,
+            signal.SIGTSTP,
+            signal.SIGWINCH,
+        )
+    # The kernel signals the whole foreground of a terminal, but only the session's leader when it hangs up.
+    # The alarm(2) is the one that we were started with.
+    is_leader = os.getsid(0) == os.getpid() and signum in (signal.SIGHUP, signal.SIGCONT)
+    return signum, not from_kernel or is_leader or signum == signal.SIGALRM
+
+
+def _wait_for_command(process_id, early):
+    """Hand signals on until the process has ended; returns its wait status and resource usage.
+
+    *early*: the signals that were pending before it began, and so did not reach it, whoever sent them.
+    """
+    import signal
+
+    options = os.WNOHANG | os.WUNTRACED | os.WCONTINUED
+    while True:
+        ended, status, usage = os.wait4(process_id, options)
+        # Stop too, for the shell to notice. Not for SIGSTOP: what stops the command alone continues it alone.
+        if os.WIFSTOPPED(status) and os.WSTOPSIG(status) != signal.SIGSTOP:
+            os.kill(os.getpid(), signal.SIGSTOP)
+            signal.signal(signal.SIGCONT, signal.SIG_DFL)  # discards it, if no stop signal did so
+            ended, status, usage = os.wait4(process_id, options)
+            if not ended:  # it has not been continued by the same signal
+                os.kill(process_id, signal.SIGCONT)
+        if ended and (os.WIFEXITED(status) or os.WIFSIGNALED(status)):
+            return status, usage
+        signum, is_ours = _wait_for_signal()
+        if is_ours or signum in early:
+            os.kill(process_id, signum)
+        early.discard(signum)
+
+
+def _write(descriptor, data):
+    """Write to a stream of ours; return whether it may be read still."""
+    import select
+
+    while data:
+        try:
+            data = data[os.write(descriptor, data) :]
+        except BlockingIOError:  # another program has set our terminal so, for itself
+            select.select([], [descriptor], [])
+        except OSError as error:  # after a full disk or a hangup, the command and the record go on
+            return not isinstance(error, BrokenPipeError)
+    return True
+
+
+def _pass_on(pipes, pipe, ended, experiment):
+    """Record what comes from *pipe* and write it to the descriptor pipes[pipe]; at its end remove it there.
+
+    When *ended* is closed, only what is left is passed on, because a daemon may never stop writing.
+    """
+    import select
+
+    ready = [pipe]
+    while ended not in ready:
+        ready = select.select([pipe, ended], [], [])[0]
+        if pipe in ready:
+            data = pipe.read(_LARGEST_PIPE)
+            experiment.record_output(("", "stdout", "stderr")[pipes[pipe]], data)
+            if not data or not _write(pipes[pipe], memoryview(data)):
+                pipe.close()  # so that the command notices, as it would without us
+                del pipes[pipe]
+                return
+
+
+def _start_pumps(pipes, ended, experiment):
+    """Start a thread for each of *pipes*, so that a stream that is not read does not block the other."""
+    from threading import Thread
+
+    threads = [Thread(target=_pass_on, args=(pipes, pipe, ended, experiment)) for pipe in pipes]
+    for thread in threads:
+        thread.start()
+    return threads
 
 
 def _describe_exit(status):
-    """Put a wait status into a STATUS text and a shell's exit code."""
+    """Return the STATUS and the shell's exit code for a wait status."""
     if os.WIFSIGNALED(status):
         return _kill_text(os.WTERMSIG(status)), 128 + os.WTERMSIG(status)
     code = os.WEXITSTATUS(status)
@@ -4300,30 +4342,45 @@ def _record_command(command, own):
     import signal
     from subprocess import PIPE, Popen
 
-    process_ids: "List[int]" = []
-    early = _forward_signals(process_ids)
+    inherited = _list_inherited()
+    # No file of the record may get the number of a stream that is closed.
+    while os.open(os.devnull, os.O_RDWR) <= 2:
+        pass
+    restore_signals = _block_signals()
     sys.argv = command  # what the record calls the command
-    experiment = Experiment(_parse_command(command[1:]), None, **own)
-    start = time.monotonic()
+    experiment = Experiment(_parse_command(command), None, **own)
+    start, environment = time.monotonic(), _read_environment()
+    early = signal.sigpending() - {signal.SIGCHLD}
     try:
         if not experiment.is_recording:
-            # What Python ignores, the program that it becomes would ignore too.
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-            os.execvp(command[0], command)
-        process = Popen(command, stdout=PIPE, stderr=PIPE, bufsize=0)
+            restore_signals()
+            os.execvpe(command[0], command, environment)
+        stdout, stderr = [PIPE if descriptor in inherited else None for descriptor in (1, 2)]
+        process = Popen(
+            command, stdout=stdout, stderr=stderr, bufsize=0, close_fds=False, env=environment,
+            preexec_fn=restore_signals,
+        )  # fmt: skip
     except OSError as error:
         problem = f"{command[0]} can't be run: {_explain(error)}"
         experiment.finish(f"ERROR\n{problem}")
         _warn(f"{problem}.")
         return 126
-    pump = _Pump(experiment._record.capture, process)
-    process_ids.append(process.pid)
-    for signum in early:
-        os.kill(process.pid, signum)
-    status, usage = _wait_for_command(process, pump)
-    del process_ids[:]
-    _serve_daemons(pump)
+    # The other end of a pipe may wait until what is the command's alone is closed everywhere.
+    for descriptor in set(inherited) - {1, 2}:
+        os.close(descriptor)
+    pipes = {process.stdout: 1, process.stderr: 2}
+    pipes.pop(None, None)
+    ended, running = os.pipe()
+    threads = _start_pumps(pipes, ended, experiment)
+    status, usage = _wait_for_command(process.pid, early)
+    process.returncode = status  # Popen must not wait again
+    os.close(running)
+    for thread in threads:
+        thread.join()
+    if pipes and not os.fork():  # daemons of the command hold them open
+        for thread in _start_pumps(pipes, os.pipe()[0], experiment):
+            thread.join()
+        os._exit(0)
     experiment.metadata["usage"] = _describe_usage(usage, time.monotonic() - start)
     text, code = _describe_exit(status)
     experiment.finish(text)
@@ -4338,14 +4395,14 @@ def _run(words):
     parser = argparse.ArgumentParser(
         prog="meticulous run",
         usage="%(prog)s [options] -- COMMAND [ARGUMENT ...]",
-        description="Record any command: its arguments, output, exit code or signal, memory and time.",
-        epilog="The exit code is the command's, or 128 + n for a signal.",
+        description="Record any command: its arguments, output, exit code or signal, memory and time."
+        " The exit code is the command's, or 128 + n for a signal.",
     )
     Experiment.add_argument_group(parser)
     position = words.index("--") if "--" in words else len(words)
     own, command = vars(parser.parse_args(words[:position])), words[position + 1 :]
     if not command:
-        parser.error("name a command, behind --")
+        parser.error("name a command after --")
     if which(command[0]) is None:
         is_there = os.path.dirname(command[0]) and os.path.exists(command[0])
         _warn(f"{command[0]} " + ("is not executable." if is_there else "can't be found: is it on PATH?"))
