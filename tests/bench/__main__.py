@@ -163,7 +163,7 @@ def subtract(samples, less):
 
 
 def bench_a(bench):
-    """One trivial experiment, whole process."""
+    """One trivial experiment: the complete process."""
     for files in (20, 20000):
         # One repository for all, because git's time differs by up to a tenth between two equal repositories.
         repo = bench.make_repo(f"a-{files}", files)
@@ -258,10 +258,10 @@ def count_experiments(bench, name, repo):
     failed = sum(process.wait() != 0 for process in processes)
     folders = [path for path in (repo / "experiments").iterdir() if path.name.isdigit()]
     ended = {"ours": ("STATUS", "SUCCESS"), "sacred": ("run.json", '"COMPLETED"')}[name]
-    whole = [
+    complete = [
         path for path in folders if (path / ended[0]).exists() and ended[1] in (path / ended[0]).read_text()
     ]
-    return len(whole), failed
+    return len(complete), failed
 
 
 def bench_e(bench):
