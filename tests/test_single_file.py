@@ -14,8 +14,8 @@ from conftest import PROJECT, launch
 
 LONGEST_CHAPTER = 500
 LONGEST_FUNCTION = 50
-# as_dataframe() alone imports pandas; the others are the standard library's on Windows.
-NOT_HERE = {"pandas", "msvcrt", "winreg", "_winapi"}
+# as_dataframe() alone imports pandas; the others are the standard library's on Windows or in some versions.
+NOT_HERE = {"pandas", "msvcrt", "winreg", "_winapi", "_interpreters", "_xxsubinterpreters"}
 
 
 def find_top_level_names():
