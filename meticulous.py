@@ -1,7 +1,14 @@
 #!/usr/bin/env python3
-# SPDX-FileCopyrightText: 2026 the meticulous-lite authors
+# meticulous 1.0.0. This one file is all of the package meticulous-lite on the Python package index: copy it
+# next to your script, or `pip install meticulous-lite`. To see whether a copy was edited: --version.
+# SPDX-FileCopyrightText: 2026 meticulous-lite authors
 # SPDX-License-Identifier: MIT
-# This file is the whole of meticulous-lite: copy it next to your script, or `pip install meticulous-lite`.
+# Its complete text is at the end. Linters and formatters leave this file as it is:
+# fmt: off
+# flake8: noqa
+# isort: skip_file
+# mypy: ignore-errors
+# pylint: skip-file
 """Record experiments: one folder per run, tied to a git commit, with nothing to install but this file.
 
 Record, in the training script:
@@ -25,30 +32,30 @@ Read, in a shell or in Python:
     python meticulous.py experiments --filter 'args.lr < 0.1' --sort summary.loss
     Experiments(experiments_directory="experiments").rows()
 
-Each run has a folder, which is the whole interface between the part that writes and the part that reads:
+Each run has a folder. Part II writes it and part III reads it; they share nothing else:
 
     experiments/12/
         args.json  default_args.json  metadata.json  summary.json  STATUS  stdout  stderr
 
-Needs Python 3.6 or newer and, to record, the git command from 1.8.3 on. The chapters of this file, in the
-order of its data; each uses only names from the chapters above it:
+Needs Python 3.6 or newer and, to record, git 1.8.3 or newer. The parts and chapters of this file are in the
+order of its data; each chapter uses only names from the chapters above it:
 
     I Ground
-        Names and errors     what the file is called and what can go wrong
-        Files                write files completely or not at all, and give out ids
-        Values               give every value a form in JSON
+        Names and errors     the public names, and what can go wrong
+        Files                write files completely or not at all, and assign ids
+        Values               convert any value to JSON
     II Record
-        Process              who am I, who lives, who owns a folder
+        Process              this process, its host and job, and who owns a folder
         Git                  which code runs here
-        Arguments            take arguments and defaults out of an argparse parser
+        Arguments            take arguments and defaults from an argparse parser
         Output               record what is written to sys.stdout and sys.stderr
         Ending               record how the process ends
-        Experiment           what a training script uses
+        Experiment           the class that a training script uses
     III Read
-        Text                 turn single values into text
-        Records on disk      read the records of experiments
+        Text                 format single values
+        Records on disk      read the folders of experiments
         Queries              filter, group, sort and compare rows
-        Tables               turn rows into CSV, JSON, Markdown, LaTeX and lines for people
+        Tables               format rows as CSV, JSON, Markdown, LaTeX and text
     IV Use
         Run                  record any command
         Command line         list, show and compare experiments
@@ -4667,3 +4674,25 @@ def main(argv: "Optional[Sequence[str]]" = None) -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
+
+# MIT License
+#
+# Copyright (c) 2026 meticulous-lite authors
+#
+# Permission is hereby granted, free of charge, to any person obtaining a copy
+# of this software and associated documentation files (the "Software"), to deal
+# in the Software without restriction, including without limitation the rights
+# to use, copy, modify, merge, publish, distribute, sublicense, and/or sell
+# copies of the Software, and to permit persons to whom the Software is
+# furnished to do so, subject to the following conditions:
+#
+# The above copyright notice and this permission notice shall be included in all
+# copies or substantial portions of the Software.
+#
+# THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR
+# IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY,
+# FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE
+# AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER
+# LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
+# OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE
+# SOFTWARE.

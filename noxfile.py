@@ -1,8 +1,9 @@
-"""The developer's menu: `nox -l` shows it, `nox -s tests-3.6 -- -k resume` hands pytest its options."""
+"""The developer's menu: `nox -l` lists the sessions; `nox -s tests-3.6 -- -k resume` passes on options."""
 
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import nox
@@ -13,10 +14,20 @@ nox.options.error_on_missing_interpreters = True
 
 VERSIONS = [f"3.{minor}" for minor in range(6, 16)]
 REQUIREMENTS = ("-r", "tests/requirements.txt")
+LINTERS = ("ruff ==0.17.*", "mypy ==2.*")
+# Because of these lines linters and formatters leave copies in other projects as they are (see the session
+# "vendored"). Here meticulous.py is checked with the lines masked.
+SILENCERS = (
+    "# fmt: off",
+    "# flake8: noqa",
+    "# isort: skip_file",
+    "# mypy: ignore-errors",
+    "# pylint: skip-file",
+)
 
 
 def list_pyenv_folders():
-    """List the folders of pyenv's interpreters, whose shims work for the selected ones only."""
+    """List the folders of pyenv's interpreters: its shims work only for the selected versions."""
     if not shutil.which("pyenv"):
         return []
     root = subprocess.run(["pyenv", "root"], stdout=subprocess.PIPE, check=True).stdout.decode().strip()
@@ -24,13 +35,26 @@ def list_pyenv_folders():
 
 
 def is_there(version):
-    command = [f"python{version}", "-c", ""]
+    """Return whether this Python is found and can make environments (Debian's can't without python3-venv)."""
+    command = [f"python{version}", "-c", "import ensurepip, ssl"]
     return bool(shutil.which(command[0])) and subprocess.call(command, stderr=subprocess.DEVNULL) == 0
 
 
 os.environ["PATH"] = os.pathsep.join(list_pyenv_folders() + [os.environ["PATH"]])
 FOUND = [version for version in VERSIONS if is_there(version)]
 MISSED = [version for version in VERSIONS if version not in FOUND]
+
+
+def write_masked_copy(session):
+    """Write meticulous.py with masked SILENCERS to a temporary folder, and return the path of this copy."""
+    source = Path("meticulous.py").read_text("utf-8")
+    for line in SILENCERS:
+        if f"\n{line}\n" not in source:
+            session.error(f"meticulous.py lacks the line {line!r}.")
+        source = source.replace(f"\n{line}\n", f"\n{line.replace(':', ';')}\n", 1)
+    copy = Path(session.create_tmp(), "meticulous.py")
+    copy.write_text(source, "utf-8")
+    return copy
 
 
 @nox.session(python=FOUND or VERSIONS)
@@ -43,19 +67,55 @@ def tests(session):
 
 @nox.session(python=False, default=False)
 def missing(session):
-    """Name the Pythons that are not found here."""
+    """Log which Pythons were not found."""
     if not FOUND:
-        session.error("No Python of a version from 3.6 on is found.")
-    session.log(f"Found {', '.join(FOUND)}. Missed {', '.join(MISSED) or 'none'}.")
+        session.error("No Python from 3.6 on was found.")
+    session.log(f"Found {', '.join(FOUND)}. Not found: {', '.join(MISSED) or 'none'}.")
 
 
 @nox.session
 def lint(session):
-    """Check the style with ruff and the types with mypy."""
-    session.install("ruff ==0.17.*", "mypy ==2.*")
-    session.run("ruff", "check")
-    session.run("ruff", "format", "--check")
-    session.run("mypy", *session.posargs)
+    """Check the style with ruff and the types with mypy (`nox -s format` corrects the layout)."""
+    session.install(*LINTERS)
+    copy = write_masked_copy(session)
+    session.run("ruff", "check", "--config", "pyproject.toml", ".", str(copy))
+    session.run("ruff", "format", "--config", "pyproject.toml", "--check", ".", str(copy))
+    session.run("mypy", "--shadow-file", "meticulous.py", str(copy), *session.posargs)
+
+
+@nox.session(default=False)
+def format(session):
+    """Format all files, meticulous.py included."""
+    session.install(*LINTERS)
+    copy = write_masked_copy(session)
+    session.run("ruff", "check", "--config", "pyproject.toml", "--fix", ".", str(copy))
+    session.run("ruff", "format", "--config", "pyproject.toml", ".", str(copy))
+    source = copy.read_text("utf-8")
+    for line in SILENCERS:
+        source = source.replace(line.replace(":", ";"), line, 1)
+    Path("meticulous.py").write_text(source, "utf-8")
+
+
+@nox.session
+def vendored(session):
+    """Check that the usual linters and formatters, with strict settings, leave a copy as it is."""
+    session.install(*LINTERS, "black", "flake8", "isort", "pylint")
+    folder = Path(session.create_tmp())
+    shutil.copy("meticulous.py", str(folder))
+    with session.chdir(folder):
+        session.run("black", "--check", "--line-length", "79", "meticulous.py")
+        session.run("ruff", "format", "--isolated", "--check", "--line-length", "79", "meticulous.py")
+        session.run("ruff", "check", "--isolated", "--select", "E,F,W,I,B,D,N,ANN,S,PL,UP", "meticulous.py")
+        session.run("flake8", "--isolated", "meticulous.py")
+        session.run("isort", "--check", "--force-single-line-imports", "meticulous.py")
+        session.run("pylint", "meticulous.py")
+        session.run("mypy", "--config-file=", "--strict", "meticulous.py")
+
+
+@nox.session(python=False)
+def size(session):
+    """Count the tokens of code of each chapter and part, and compare them with the limits."""
+    session.run(sys.executable, "tests/chapters.py")
 
 
 @nox.session(python=sorted({*FOUND[:1], *FOUND[-1:]}, key=VERSIONS.index) or VERSIONS)
@@ -75,7 +135,7 @@ def wheel(session):
 
 @nox.session(default=False)
 def coverage(session):
-    """Measure which lines and branches the tests reach, in their child processes too."""
+    """Measure which lines and branches the tests cover, in their child processes too."""
     session.install(*REQUIREMENTS, "coverage >=7.10")
     session.run("coverage", "erase")
     session.run("coverage", "run", "-m", "pytest", *session.posargs, success_codes=[0, 1])
@@ -83,15 +143,21 @@ def coverage(session):
     session.run("coverage", "report")
 
 
+@nox.session(python=False, default=False)
+def changelog(session):
+    """Print each release's date, blob hash and changes, read from the tags (`-- --write`: into README.md)."""
+    session.run(sys.executable, "tests/changelog.py", *session.posargs)
+
+
 @nox.session(default=False)
 def bench(session):
-    """Compare the cost of recording with a floor and with peers (`-- --write`: in README.md)."""
+    """Measure the cost of recording against a floor and other trackers (`-- --write`: into README.md)."""
     session.run("python", "tests/bench", *session.posargs)
 
 
 @nox.session(default=False)
 def slurm(session):
-    """Run real jobs on a private Slurm, installed from Debian's packages if it is missing (as root)."""
+    """Run real jobs on a private Slurm; install it from Debian's packages if it is missing (as root)."""
     session.install(*REQUIREMENTS)
     session.run("python", "tests/slurm/cluster.py", "install")
     session.run("python", "-m", "pytest", "-m", "slurm", *session.posargs)
@@ -99,5 +165,5 @@ def slurm(session):
 
 @nox.session(default=False)
 def kills(session):
-    """Kill 500 recording processes at random moments and look at what they leave."""
+    """Kill 500 recording processes, most of them after STATUS is written, and check what they leave."""
     session.run("python", "tests/kills.py", *(session.posargs or ["500"]))

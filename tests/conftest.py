@@ -1,4 +1,4 @@
-"""What every test may use: a real git repository, and real interpreters on scripts in it."""
+"""What all tests may use: real processes, and a real git repository with scripts to run in it."""
 
 import contextlib
 import os
@@ -27,7 +27,7 @@ FOREIGN_PREFIXES = (
 
 
 class Result:
-    """How a script ended: .code (minus the signal's number), .stdout and .stderr as text, line ends kept."""
+    """How a process ended: .code (negative: a signal's number), .stdout and .stderr as str, line ends kept."""
 
     def __init__(self, code, stdout, stderr):
         self.code = code
@@ -39,13 +39,13 @@ class Result:
 
 
 class Script(subprocess.Popen):
-    """A running script, leader of a process group of its own.
+    """A running process, the leader of its own process group.
 
-    Its pipes are bytes without a buffer: a test can wait for `stdout.readline()` and then ask for `result()`.
+    Its pipes are unbuffered and carry bytes: a test can wait for `stdout.readline()` and then call `result()`.
     """
 
     def result(self, timeout=60):
-        """Wait for the end; kill the whole group and raise TimeoutExpired if that takes too long."""
+        """Wait for the end and return the Result; after *timeout* seconds kill the group and fail."""
         try:
             stdout, stderr = self.communicate(timeout=timeout)
         except subprocess.TimeoutExpired as error:
@@ -57,6 +57,22 @@ class Script(subprocess.Popen):
     def kill_group(self):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
+
+
+def launch(command, **keywords):
+    """Start *command* (a list of words, paths and numbers) with Popen's *keywords*, and return the Script.
+
+    Where no keyword says otherwise, stdin is empty, stdout and stderr are pipes, and the environment is this one.
+    """
+    defaults = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "start_new_session": True,
+    }
+    if "cwd" in keywords:
+        keywords["cwd"] = str(keywords["cwd"])
+    return Script([str(word) for word in command], bufsize=0, **{**defaults, **keywords})
 
 
 class Repo:
@@ -81,22 +97,13 @@ class Repo:
         return path
 
     def git(self, *arguments):
-        """Run git here and return what it printed; its failure is the test's."""
-        process = subprocess.Popen(
-            ["git"] + [str(argument) for argument in arguments],
-            cwd=str(self.path),
-            env=self.environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        stdout, stderr = process.communicate()
-        result = Result(process.returncode, stdout, stderr)
+        """Run git here and return what it printed; fail if git does."""
+        result = launch(["git", *arguments], cwd=self.path, env=self.environment()).result()
         assert result.code == 0, f"git {arguments}: {result}"
         return result.stdout
 
     def commit(self, message="Change", *names):
-        """Commit everything, or only *names*, if there is a change in it; hooks and signing are left out."""
+        """Commit everything, or only *names*, if something changed; without hooks and signing."""
         self.git("add", "--all", "--force" if names else "--verbose", "--", *(names or ["."]))
         if self.git("status", "--porcelain", "--untracked-files=no", "--", *names):
             self.git(
@@ -105,7 +112,7 @@ class Repo:
             )  # fmt: skip
 
     def environment(self, changes=None):
-        """Give a child's environment: ours without PYTHON*, and *changes* (None takes a name away)."""
+        """Return a child's environment: ours without PYTHON*, with *changes* (None removes a name)."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         environment["PYTHONPATH"] = str(self.module_folder)
         environment.update(changes or {})
@@ -114,29 +121,25 @@ class Repo:
     def popen(
         self, source, *arguments, name="script.py", python=sys.executable, env=None, options=(), **keywords
     ):
-        """Write *source* to the script *name* and commit it (None: as it is), and start *python* on it.
+        """Write *source* to the script *name* and commit it (None: keep it as it is), and start *python* on it.
 
         *options* are the interpreter's; *keywords* are Popen's, for example cwd or stdin.
         """
         if source is not None:
             self.write(name, textwrap.dedent(source))
             self.commit("Add " + name, name)
-        keywords.setdefault("cwd", str(self.path))
-        keywords.setdefault("stdin", subprocess.DEVNULL)
-        keywords.setdefault("stdout", subprocess.PIPE)
-        keywords.setdefault("stderr", subprocess.PIPE)
-        keywords.setdefault("start_new_session", True)
-        command = [str(python)] + list(options) + [str(self.path / name)] + [str(word) for word in arguments]
-        script = Script(command, env=self.environment(env), bufsize=0, **keywords)
+        keywords.setdefault("cwd", self.path)
+        command = [python, *options, self.path / name, *arguments]
+        script = launch(command, env=self.environment(env), **keywords)
         self.scripts.append(script)
         return script
 
     def run(self, source, *arguments, timeout=60, **keywords):
-        """Do what popen() does, wait for the end, and return its Result."""
+        """Call popen(), wait for the end, and return the Result."""
         return self.popen(source, *arguments, **keywords).result(timeout)
 
     def experiment(self, experiment_id):
-        """Give the path of an experiment's folder in the default place."""
+        """Return the path of an experiment's folder in the default place."""
         return self.path / "experiments" / str(experiment_id)
 
     def close(self):
@@ -150,7 +153,7 @@ class Repo:
 
 @pytest.fixture(scope="session", autouse=True)
 def usual_signals():
-    """Have signals do in children what they do at a prompt: in the background a shell has some ignored."""
+    """Reset the signals that a shell ignores in background jobs, so that children start as at a prompt."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in ("SIGHUP", "SIGQUIT", "SIGTERM"):
         if hasattr(signal, name):
@@ -159,7 +162,7 @@ def usual_signals():
 
 @pytest.fixture(scope="session", autouse=True)
 def quiet_environment(tmp_path_factory):
-    """Take what the user's or the system's settings could change out of this process and its children."""
+    """Remove the user's and the system's settings from the environment of this process and its children."""
     before = dict(os.environ)
     for name in before:
         if name in FOREIGN or name.startswith(FOREIGN_PREFIXES):
@@ -172,7 +175,7 @@ def quiet_environment(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def module_folder(tmp_path_factory):
-    """Give a folder that holds meticulous.py and nothing else, for PYTHONPATH."""
+    """Return a folder for PYTHONPATH that holds only meticulous.py."""
     folder = tmp_path_factory.mktemp("module")
     try:
         (folder / "meticulous.py").symlink_to(PROJECT / "meticulous.py")  # a link, so that coverage knows it
@@ -183,7 +186,7 @@ def module_folder(tmp_path_factory):
 
 @pytest.fixture
 def make_repo(module_folder):
-    """Give a function that makes another Repo in an empty or new folder."""
+    """Return a function that makes another Repo in an empty or new folder."""
     repos = []
 
     def make(path):
@@ -197,5 +200,5 @@ def make_repo(module_folder):
 
 @pytest.fixture
 def repo(make_repo, tmp_path):
-    """Give a Repo in tmp_path / "repo"."""
+    """Return a Repo in tmp_path / "repo"."""
     return make_repo(tmp_path / "repo")

@@ -1,7 +1,7 @@
-"""Kill recording processes at random moments, and look at what they leave: `python tests/kills.py [COUNT [SEED]]`.
+"""Kill recording processes at random moments, and check what they leave: `python tests/kills.py [COUNT [SEED]]`.
 
-The moments are uniform over the measured life of a process, and a fifth of them over its start, before STATUS.
-Afterwards every folder must be readable, every file whole, and the next start must succeed.
+Three of four are killed after STATUS is written: their folder is watched for. The others are killed while they start.
+Afterwards all folders must be readable and all files complete, and the next start must succeed.
 """
 
 import json
@@ -20,7 +20,7 @@ import sys
 from meticulous import Experiment
 
 with Experiment({"lr": 0.1}, {}) as experiment:
-    for step in range(20):
+    for step in range(100):
         print("step", step)
         experiment.summary({"step": step, "text": "x" * 2000})
     with experiment.open("model", "w") as file:
@@ -28,7 +28,7 @@ with Experiment({"lr": 0.1}, {}) as experiment:
 """
 
 
-class Ground:
+class Project:
     """A git repository with a script that records itself."""
 
     def __init__(self, folder):
@@ -67,79 +67,93 @@ class Ground:
     def list_folders(self):
         return [path for path in (self.folder / "experiments").iterdir() if not path.name.startswith(".")]
 
+    def list_names(self):
+        return {path.name for path in self.list_folders()}
+
+    def has_recorded(self, before):
+        """Return whether an experiment that is not among the names *before* has a STATUS."""
+        new = [path for path in self.list_folders() if path.name not in before]
+        return any((path / "STATUS").exists() for path in new)
+
+    def wait_for_record(self, process, before):
+        """Wait until *process* has written its STATUS, or has ended."""
+        while process.poll() is None and not self.has_recorded(before):
+            time.sleep(0.0005)
+
     def measure_life(self):
-        """Return the seconds of a start, until STATUS is there, and of a whole life."""
-        count = len(self.list_folders())
+        """Return the seconds until STATUS is written, and from then to the end."""
+        before = self.list_names()
         begin = time.monotonic()
         process = self.start()
-        started = None
-        while process.poll() is None:
-            if started is None and any((path / "STATUS").exists() for path in self.list_folders()[count:]):
-                started = time.monotonic() - begin
+        self.wait_for_record(process, before)
+        recorded = time.monotonic()
         process.communicate()
-        life = time.monotonic() - begin
-        return started or life / 2, life
+        return recorded - begin, time.monotonic() - recorded
 
-    def kill_one(self, moment):
-        """Start a process and kill it *moment* seconds later; say whether it had begun, and whether it lived."""
-        before = {path.name for path in self.list_folders()}
+    def kill_one(self, delay, waits):
+        """Start a process and kill it after *delay* seconds, counted from its STATUS if *waits*.
+
+        Returns whether STATUS was written, and whether the process was killed (it may have ended before).
+        """
+        before = self.list_names()
         process = self.start()
+        if waits:
+            self.wait_for_record(process, before)
         try:
-            process.wait(moment)
+            process.wait(delay)
         except subprocess.TimeoutExpired:
             process.kill()
         _, stderr = process.communicate()
         assert process.returncode in (0, -9), stderr.decode()
-        new = [path for path in self.list_folders() if path.name not in before]
-        return any((path / "STATUS").exists() for path in new), process.returncode == -9
+        return self.has_recorded(before), process.returncode == -9
 
 
 def check_folder(path):
-    """Hold a folder to what is promised: each file that is there is whole."""
+    """Check that a folder has all the files of a start, and that each file is complete."""
     for name in ("args", "default_args", "metadata", "summary"):
         file = path / (name + ".json")
-        if file.exists():
+        if name != "summary" or file.exists():
             assert isinstance(json.loads(file.read_text()), dict), file
-    status = path / "STATUS"
-    if status.exists():
-        assert status.read_text() in ("RUNNING", "SUCCESS"), status.read_text()
-        for name in ("args", "default_args", "metadata", "summary"):
-            assert (path / (name + ".json")).exists(), (path, name)
+    status = (path / "STATUS").read_text()
+    assert status in ("RUNNING", "SUCCESS"), (path, status)
 
 
-def check_all(ground):
-    """Hold all folders to what is promised, and read them as a user does; return how many there are of a status."""
-    folders = ground.list_folders()
+def check_all(project):
+    """Check all folders, and list them as a user does; return how many there are of each status."""
+    folders = project.list_folders()
     for path in folders:
         check_folder(path)
     command = [sys.executable, "meticulous.py", "experiments", "--json"]
     text = subprocess.check_output(
-        command, cwd=str(ground.folder), env=ground.environment, stderr=subprocess.STDOUT
+        command, cwd=str(project.folder), env=project.environment, stderr=subprocess.STDOUT
     )
     rows = json.loads(text.decode())["rows"]
     assert len(rows) == len(folders)
     counts = {}
     for row in rows:
         counts[row["header.status"]] = counts.get(row["header.status"], 0) + 1
-    assert set(counts) <= {"DEAD", "SUCCESS", "UNKNOWN"}, counts
+    assert set(counts) <= {"DEAD", "SUCCESS"}, counts
     return counts
 
 
 def kill_many(folder, count, seed):
     """Kill *count* processes in a new repository in *folder*; return a line that says what happened."""
     moments = random.Random(seed)
-    ground = Ground(folder)
-    started, life = sorted(ground.measure_life() for _ in range(3))[1]
-    killed = early = 0
-    while killed < count or early < count / 5:
-        in_start = early < count / 5 and moments.random() < 0.3
-        has_begun, was_killed = ground.kill_one(moments.uniform(0, started if in_start else life))
+    project = Project(folder)
+    start, rest = sorted(project.measure_life() for _ in range(3))[1]
+    killed = late = 0
+    while killed < count or late < 0.75 * killed:
+        waits = late < 0.75 * (killed + 1)
+        was_late, was_killed = project.kill_one(moments.uniform(0, rest if waits else start), waits)
         killed += was_killed
-        early += was_killed and not has_begun
-    counts = check_all(ground)
-    ground.run()
+        late += was_killed and was_late
+    counts = check_all(project)
+    project.run()
     words = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
-    return f"seed {seed}: {killed} killed in a life of {life * 1000:.0f} ms, {early} before STATUS; folders: {words}"
+    return (
+        f"seed {seed}: {killed} killed, {late} of them after STATUS (written after {start * 1000:.0f} ms, "
+        f"{rest * 1000:.0f} ms before the end); folders: {words}"
+    )
 
 
 def main(count="500", seed=None):

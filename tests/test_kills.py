@@ -1,4 +1,4 @@
-"""Processes that are killed at random moments leave nothing half-written, and nothing that blocks the next."""
+"""Processes that are killed at random moments leave no incomplete file, and nothing that blocks the next start."""
 
 import random
 

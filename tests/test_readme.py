@@ -1,20 +1,20 @@
-"""README.md tells the truth: its blocks are run, from top to bottom, in one repository.
+"""The blocks of README.md do what they say: they are run, from top to bottom, in one repository.
 
-That repository has what a clone has (meticulous.py, README.md, tests/example) and one commit. Every block is
+That repository has one commit with what a clone has (meticulous.py, README.md, tests/example). Each block is
 run as if its reader typed it there; `python`, `python3` and `meticulous` are those under test.
 
     ```python    A script: written to example.py, committed and run; it must exit with 0.
     ```diff      The script as it is after the change, run in the same way.
-    ```console   Lines with "$ " in front are commands, "> " goes on with one; what follows is what it prints
-                 on both streams, blanks, times and shas aside; "..." is anything; nothing: don't look.
+    ```console   "$ " begins a command and "> " continues it. The lines below are what it prints on both
+                 streams, except for blanks, times and shas; "..." matches anything; no lines: not compared.
     ```sh        Commands without their output.
 
-Any other block (```text, ```json, ...) is only read. Comments right above a block say more:
+Other blocks (```text, ```json, ...) are not run. Comments directly above a block are options:
 
     <!-- file: train.py -->     the block is the content of this file: written and committed, not run
     <!-- exit: 1 -->            the script or last command must exit with this code
-    <!-- needs: pandas -->      left out where this module can't be imported
-    <!-- not run: why -->       left out; so is the command that runs these tests
+    <!-- needs: pandas -->      skipped where this module can't be imported
+    <!-- not run: why -->       skipped; the command that runs these tests is skipped too
 """
 
 import importlib.util
@@ -25,7 +25,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import PROJECT, Repo, Result
+from changelog import make_changelog, write_changelog
+from conftest import PROJECT, Repo, launch
 
 README = PROJECT / "README.md"
 OPTION = re.compile(r"<!-- ([a-z ]+): (.*) -->\n")
@@ -56,7 +57,7 @@ class Block:
         ]
 
     def get_script(self):
-        """Give the text of a script; of a diff, what it makes."""
+        """Return the script of this block; of a diff, the new version."""
         if self.kind != "diff":
             return self.text
         return "".join(line[1:] for line in self.text.splitlines(True) if not line.startswith(("-", "@")))
@@ -67,7 +68,7 @@ def read_blocks():
 
 
 def simplify(text):
-    """Take out of *text* what differs from run to run."""
+    """Replace what differs from run to run in *text*."""
     text = re.sub(r"(\d{4}-)?\b\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?", "TIME", text)
     text = re.sub(r"\b(?=[0-9a-f]*\d)[0-9a-f]{7,40}\b", "SHA", text)
     return re.sub(r"[ \t]+", " ", re.sub(r"[ \t]+$", "", text, flags=re.M)).strip()
@@ -80,7 +81,7 @@ def is_output(expected, printed):
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory, module_folder):
-    """Give a repository with what a clone of the project has, as far as the README uses it."""
+    """Return a repository with what a clone of the project has, as far as the README uses it."""
     repo = Repo(tmp_path_factory.mktemp("readme") / "clone", module_folder)
     for name in ("meticulous.py", "README.md"):
         shutil.copy(str(PROJECT / name), str(repo.path))
@@ -97,7 +98,7 @@ def clone(tmp_path_factory, module_folder):
 
 @pytest.fixture(scope="module")
 def run_command(clone, tmp_path_factory):
-    """Give a function that runs a shell command in the clone, by the Python under test."""
+    """Return a function that runs a shell command in the clone, with the Python under test."""
     programs = tmp_path_factory.mktemp("bin")
     starters = {"python": "", "python3": "", "meticulous": f' "{clone.path / "meticulous.py"}"'}
     for name, script in starters.items():
@@ -106,24 +107,16 @@ def run_command(clone, tmp_path_factory):
     path = os.pathsep.join([str(programs), os.environ["PATH"]])
 
     def run(command):
-        process = subprocess.Popen(
-            command,
-            shell=True,
-            cwd=str(clone.path),
-            # As on a terminal, what both streams get comes in the order of writing.
-            env=clone.environment({"PATH": path, "PYTHONPATH": None, "PYTHONUNBUFFERED": "1"}),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        stdout, _ = process.communicate(timeout=120)
-        return Result(process.returncode, stdout, b"")
+        # As on a terminal, both streams arrive in the order of writing.
+        environment = clone.environment({"PATH": path, "PYTHONPATH": None, "PYTHONUNBUFFERED": "1"})
+        script = launch(["sh", "-c", command], cwd=clone.path, env=environment, stderr=subprocess.STDOUT)
+        return script.result(timeout=120)
 
     return run
 
 
 def run_block(block, clone, run_command):
-    """Run *block*; return what is wrong, or None."""
+    """Run *block*; return what went wrong, or None."""
     code = int(block.options.get("exit", 0))
     if "file" in block.options:
         clone.write(block.options["file"], block.get_script())
@@ -147,7 +140,7 @@ def run_block(block, clone, run_command):
     return None
 
 
-def test_every_block_does_what_it_says(clone, run_command):
+def test_each_block_does_what_it_says(clone, run_command):
     blocks = [block for block in read_blocks() if block.is_run]
     assert blocks
     for block in blocks:
@@ -157,21 +150,13 @@ def test_every_block_does_what_it_says(clone, run_command):
 
 
 def test_the_first_command_works_with_python_and_git_alone(clone, tmp_path):
-    """In a fresh clone, with an empty HOME and no variable set but PATH."""
+    """In a fresh clone, with an empty HOME and only PATH set."""
     assert FIRST_COMMAND in README.read_text("utf-8")
     fresh = tmp_path / "fresh"
     clone.git("clone", "--quiet", clone.path, fresh)
     (tmp_path / "python3").symlink_to(sys.executable)
-    process = subprocess.Popen(
-        ["/bin/sh", "-c", FIRST_COMMAND],
-        cwd=str(fresh),
-        env={"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "HOME": str(tmp_path)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    stdout, stderr = process.communicate()
-    result = Result(process.returncode, stdout, stderr)
+    environment = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "HOME": str(tmp_path)}
+    result = launch(["/bin/sh", "-c", FIRST_COMMAND], cwd=fresh, env=environment).result()
     assert result.code == 0, result
     assert "test_accuracy" in result.stdout
 
@@ -179,3 +164,34 @@ def test_the_first_command_works_with_python_and_git_alone(clone, tmp_path):
 def test_the_readme_has_one_line_that_runs_the_tests():
     """The line is what .ci/run runs."""
     assert len(TEST_COMMAND.findall(README.read_text("utf-8"))) == 1
+
+
+def test_the_changelog_is_read_from_the_tags(repo):
+    blobs = []
+    for tag in ("v1.9.0", "v1.10.0"):
+        path = repo.write("meticulous.py", f"# {tag}\n")
+        blobs.append(repo.git("hash-object", path).strip())
+        repo.commit(f"Release {tag}")
+        annotation = ["--annotate", "--message", "First line\n\n* a point\n"] if tag == "v1.9.0" else []
+        repo.git("tag", *annotation, tag)
+    changelog = make_changelog(repo.path)
+    assert [line for line in changelog.splitlines() if line] == [
+        *re.findall(r"### 1\.10\.0 \(\d{4}-\d\d-\d\d\)", changelog),
+        f"Blob `{blobs[1]}`",
+        *re.findall(r"### 1\.9\.0 \(\d{4}-\d\d-\d\d\)", changelog),
+        f"Blob `{blobs[0]}`",
+        "First line",
+        "* a point",
+    ]
+    readme = repo.write(
+        "README.md", "before\n<!-- changelog: begin -->\nold\n<!-- changelog: end -->\nafter\n"
+    )
+    write_changelog(readme, changelog)
+    text = readme.read_text("utf-8")
+    assert (
+        text.startswith("before\n") and text.endswith("after\n") and "old" not in text and changelog in text
+    )
+
+
+def test_the_changelog_without_a_tag_says_so(repo):
+    assert make_changelog(repo.path) == "No release yet.\n"

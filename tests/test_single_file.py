@@ -1,43 +1,25 @@
-"""meticulous.py alone is the product: it works alone, costs nothing on import, and keeps its order."""
+"""meticulous.py works when it is copied alone, imports little and changes nothing, and keeps its order."""
 
 import ast
 import importlib.util
 import re
 import shutil
-import subprocess
 import symtable
 import sys
 import sysconfig
 
 import pytest
-from conftest import PROJECT, Result
+from chapters import CHAPTERS, FILE, LINES, SOURCE, find_chapter, read_map
+from conftest import PROJECT, launch
 
-FILE = PROJECT / "meticulous.py"
-SOURCE = FILE.read_bytes().decode("utf-8")
-LINES = SOURCE.splitlines()
-BANNER = re.compile(r"# === (\S.*?) =+")
-LONGEST_SECTION = 260
+LONGEST_CHAPTER = 500
 LONGEST_FUNCTION = 50
-# What pandas is for is only asked for by as_dataframe(); the others are the standard library's on Windows.
-NOT_HERE = {"pandas", "msvcrt", "winreg", "_winapi"}
-
-
-def list_sections():
-    """List (title, first line, line after the last) of each section, lines counted from 1."""
-    starts = [
-        (match.group(1), number) for number, match in enumerate(map(BANNER.fullmatch, LINES), 1) if match
-    ]
-    ends = [number for _, number in starts[1:]] + [len(LINES) + 1]
-    return [(title, start, end) for (title, start), end in zip(starts, ends)]
-
-
-def find_section(line):
-    """Give the position of the section that *line* is in."""
-    return max((index for index, section in enumerate(list_sections()) if section[1] <= line), default=0)
+# as_dataframe() alone imports pandas; the others are the standard library's on Windows or in some versions.
+NOT_HERE = {"pandas", "msvcrt", "winreg", "_winapi", "_interpreters", "_xxsubinterpreters"}
 
 
 def find_top_level_names():
-    """Map each name that the module defines to the line where it first does."""
+    """Return the line where each global name is first defined."""
     names = {}
     for node in ast.parse(SOURCE).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
@@ -49,7 +31,7 @@ def find_top_level_names():
 
 
 def list_global_uses(table):
-    """List (name, line of the scope) of every global name that a function or class body uses."""
+    """List (name, line of the scope) of each global name that a function or class body uses."""
     uses = []
     if table.get_type() != "module":
         uses = [
@@ -59,7 +41,7 @@ def list_global_uses(table):
 
 
 def list_uses_at_import():
-    """List (name, line) of every name in decorators, defaults, bases and statements of the module itself."""
+    """List (name, line) of each name in decorators, defaults, bases and statements of the module itself."""
     uses = []
     waiting = [ast.parse(SOURCE)]
     while waiting:
@@ -75,41 +57,33 @@ def list_uses_at_import():
 
 
 def run_python(*arguments, cwd):
-    process = subprocess.Popen(
-        [sys.executable] + list(arguments),
-        cwd=str(cwd),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    stdout, stderr = process.communicate()
-    return Result(process.returncode, stdout, stderr)
+    return launch([sys.executable, *arguments], cwd=cwd).result()
 
 
 @pytest.fixture
 def alone(tmp_path):
-    """Give a folder with a copy of meticulous.py and nothing else."""
+    """Return a folder that holds only a copy of meticulous.py."""
     folder = tmp_path / "alone"
     folder.mkdir()
     shutil.copy(str(FILE), str(folder))
     return folder
 
 
-def test_sections_are_those_of_the_map_in_the_docstring_in_its_order():
-    titles = [title for title, _, _ in list_sections()]
-    docstring = ast.get_docstring(ast.parse(SOURCE))
-    map_lines = docstring[docstring.rindex("\n\n") :].splitlines()
-    assert [re.split(r"\s{2,}", line.strip())[0] for line in map_lines if line.strip()] == titles
+def test_the_map_in_the_docstring_has_four_parts_and_their_chapters_in_order():
+    parts = read_map()
+    assert [name.split()[0] for name in parts] == ["I", "II", "III", "IV"]
+    titles = [title for title, _, _ in CHAPTERS]
+    assert [title for chapters in parts.values() for title in chapters] == titles
+    assert len(titles) == len(set(titles))
 
 
-def test_every_section_says_what_it_is_for():
-    without = [title for title, start, _ in list_sections() if not LINES[start].startswith("# ")]
-    assert list_sections() and without == []
+def test_every_chapter_begins_with_a_comment_on_what_it_does():
+    assert CHAPTERS and [title for title, start, _ in CHAPTERS if not LINES[start].startswith("# ")] == []
 
 
-def test_no_section_is_long():
-    lengths = {title: end - start for title, start, end in list_sections()}
-    assert {title: length for title, length in lengths.items() if length > LONGEST_SECTION} == {}
+def test_no_chapter_is_long():
+    lengths = {title: end - start for title, start, end in CHAPTERS}
+    assert {title: length for title, length in lengths.items() if length > LONGEST_CHAPTER} == {}
 
 
 @pytest.mark.skipif(sys.version_info < (3, 8), reason="this interpreter does not tell where a function ends")
@@ -119,14 +93,14 @@ def test_no_function_is_long():
     assert {name: length for name, length in lengths.items() if length > LONGEST_FUNCTION} == {}
 
 
-def test_a_section_uses_only_names_from_above():
+def test_a_chapter_uses_only_names_from_the_chapters_above():
     defined = find_top_level_names()
     uses = list_global_uses(symtable.symtable(SOURCE, str(FILE), "exec")) + list_uses_at_import()
     assert len(uses) > 100
     from_below = [
         f"line {line} uses {name} of line {defined[name]}"
         for name, line in uses
-        if name in defined and find_section(defined[name]) > find_section(line)
+        if name in defined and find_chapter(defined[name]) > find_chapter(line)
     ]
     assert from_below == []
 
@@ -148,9 +122,9 @@ def test_only_the_standard_library_is_imported():
     assert "json" in modules and foreign == set()
 
 
-def test_modules_are_imported_at_the_top_or_where_they_are_used():
+def test_modules_are_imported_in_the_first_chapter_or_inside_functions():
     at_the_top = [node for node in ast.parse(SOURCE).body if isinstance(node, (ast.Import, ast.ImportFrom))]
-    assert {find_section(node.lineno) for node in at_the_top} == {0}
+    assert {find_chapter(node.lineno) for node in at_the_top} == {0}
 
 
 def test_import_brings_only_itself_on_top_of_argparse_and_json(alone):
@@ -212,6 +186,14 @@ def test_a_copy_beside_the_script_records_and_lists(repo):
     assert listing.code == 0 and "0.25" in listing.stdout, listing
 
 
-def test_the_file_names_its_licence_and_copyright():
-    head = "\n".join(LINES[:10])
+def test_the_head_names_the_version_the_package_and_the_licence():
+    head = "\n".join(LINES[:6])
+    version = re.search(r'^__version__ = "(.+)"$', SOURCE, re.MULTILINE).group(1)
+    assert f"meticulous {version}" in head and "meticulous-lite" in head
     assert "SPDX-License-Identifier: MIT" in head and "SPDX-FileCopyrightText: 2026" in head
+
+
+def test_the_file_ends_with_the_complete_text_of_the_licence():
+    licence = (PROJECT / "LICENSE").read_text("utf-8").splitlines()
+    assert [line[2:] for line in LINES[-len(licence) :]] == licence
+    assert all(line.startswith("#") for line in LINES[-len(licence) :])

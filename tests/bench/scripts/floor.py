@@ -1,7 +1,8 @@
-"""The least that a recorder can do: the files of meticulous.py, with the same in them, by the same git calls.
+"""The least that a recorder can do: write the same files as meticulous.py, with the same git calls.
 
-It replaces files in one step, as a reader needs it. It has no regard for other processes, for how the process
-ends, for repositories that are not just right, or for streams that are more than print.
+The folder and each changed file get their names by one rename, so that a reader sees them only complete: 16 calls
+on paths in the experiments directory. Other processes, how the process ends, unusual repositories and streams are
+ignored.
 """
 
 import atexit
@@ -44,17 +45,19 @@ class Recorder:
             sys.exit("The experiments are not ignored.")
         number = 1 + max((int(name) for name in os.listdir("experiments") if name.isdigit()), default=0)
         os.close(os.open(f"experiments/.claim-{number}", os.O_CREAT | os.O_EXCL))
-        self.folder = os.path.abspath(f"experiments/{number}")
+        folder = os.path.abspath(f"experiments/{number}")
+        self.folder = os.path.abspath(f"experiments/.new-{number}")
         os.mkdir(self.folder)
         self.describe(head)
         self.results = {}
-        self.write_json("metadata.json", self.metadata)
-        self.write_json("args.json", args)
-        self.write_json("default_args.json", default_args)
-        self.write_json("summary.json", self.results)
+        self.write("metadata.json", json.dumps(self.metadata, indent=4))
+        self.write("args.json", json.dumps(args, indent=4))
+        self.write("default_args.json", json.dumps(default_args, indent=4))
         self.write("STATUS", "RUNNING")
         sys.stdout = Tee(sys.stdout, os.path.join(self.folder, "stdout"))
         sys.stderr = Tee(sys.stderr, os.path.join(self.folder, "stderr"))
+        os.rename(self.folder, folder)
+        self.folder = folder
         atexit.register(self.finish)
 
     def describe(self, head):
@@ -84,22 +87,22 @@ class Recorder:
         }
 
     def write(self, name, text):
-        path = os.path.join(self.folder, name)
-        with open(path + ".tmp", "w") as file:
+        with open(os.path.join(self.folder, name), "w") as file:
             file.write(text)
-        os.replace(path + ".tmp", path)
 
-    def write_json(self, name, value):
-        self.write(name, json.dumps(value, indent=4))
+    def replace(self, name, text):
+        self.write(name + ".tmp", text)
+        path = os.path.join(self.folder, name)
+        os.replace(path + ".tmp", path)
 
     def summary(self, **values):
         self.results.update(values)
-        self.write_json("summary.json", self.results)
+        self.replace("summary.json", json.dumps(self.results, indent=4))
 
     def finish(self):
         sys.stdout, sys.stderr = sys.stdout.stream, sys.stderr.stream
         end = {"end-time": time.strftime("%Y-%m-%dT%H:%M:%S.000000")}
         self.metadata.update(end)
         self.attempt.update(end, ended="SUCCESS")
-        self.write("STATUS", "SUCCESS")
-        self.write_json("metadata.json", self.metadata)
+        self.replace("STATUS", "SUCCESS")
+        self.replace("metadata.json", json.dumps(self.metadata, indent=4))
