@@ -644,6 +644,8 @@ _RANKS = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),  # Open MPI
     ("PMI_RANK", "PMI_SIZE"),  # MPICH and its relatives
 )
+# Of the environment, only what results may depend on.
+_COMPARED_VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "PYTHONHASHSEED")
 _OUTSIDE_CONTAINERS = "pid:[4026531836]"  # the number that Linux gives to the first pid namespace
 _SILENCE_S = 600  # an owner that can't be asked is given up after so long without a sign of life
 _SLURM_TIMEOUT_S = 10
@@ -739,6 +741,53 @@ def _describe_place():
         **_read_variables(_JOB + _TASK + _NODES),
     }
     return {key: value for key, value in place.items() if value is not None}
+
+
+def _list_packages():
+    """Return the versions of all packages that can be imported, as lines of name==version.
+
+    From the names of *.dist-info and *.egg-info folders: nothing is opened or imported.
+    """
+    found: "Dict[str, str]" = {}
+    for folder in sys.path:
+        try:
+            names = "\n".join(os.listdir(folder or "."))
+        except OSError:
+            continue
+        for name, version in re.findall(
+            r"(?m)^([^-\n]+)-([^-\n]+?)(?:-py[0-9.]+)?\.(?:dist|egg)-info$", names
+        ):
+            found.setdefault(name, version)
+    return "\n".join(f"{name}=={found[name]}" for name in sorted(found))
+
+
+def _describe_command():
+    """Describe how this process was started, so that the same can be started again."""
+    words = getattr(sys, "orig_argv", None)  # from Python 3.10 on
+    if words is None:
+        words = _read_text("/proc/self/cmdline").split("\0")[:-1] or [
+            sys.executable,
+            *getattr(sys, "argv", []),
+        ]
+    return {
+        "command-line": words,
+        "executable": sys.executable,
+        "directory": os.getcwd(),
+        "environment": {name: os.environ[name] for name in _COMPARED_VARIABLES if name in os.environ},
+        "packages": _list_packages(),
+    }
+
+
+def _measure_usage():
+    """Return the CPU seconds of this process and its ended children so far, and the peak memory in bytes."""
+    try:
+        from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
+    except ImportError:  # Windows
+        return time.process_time(), 0
+    own, children = getrusage(RUSAGE_SELF), getrusage(RUSAGE_CHILDREN)
+    cpu = sum((own.ru_utime, own.ru_stime, children.ru_utime, children.ru_stime))
+    # ru_maxrss is in bytes on macOS, in KiB elsewhere (getrusage(2)).
+    return cpu, own.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _find_rank():
@@ -2510,6 +2559,7 @@ def _is_reimported_main():
 # What a training script uses.
 
 _FOLDER_VARIABLE = "METICULOUS_EXPERIMENT_FOLDER"
+_NOT_FINITE = r'("(?:[^"\\]|\\.)*")|(NaN)|(-?)Infinity'
 _SMALLEST_BLOCK = 1024  # bytes; a file that is not empty has room for so many
 
 _told_ranks: "List[int]" = []
@@ -2598,6 +2648,12 @@ def _explain_refused_write(error, directory):
     return FolderException(path, reason, error.errno)
 
 
+def _replace_not_finite(match):
+    """JSON has neither NaN nor infinity, but null, and a number that is read as infinity."""
+    string, is_nan, sign = match.groups()
+    return string or ("null" if is_nan else f"{sign}1e999")
+
+
 def _try(function, *arguments):
     """Call *function*; return the exception if it fails."""
     try:
@@ -2615,7 +2671,9 @@ class _Record:
 
     def __init__(self, start, description):
         """*start* is what metadata.json says of the code; the times begin here."""
-        self._clock = time.monotonic()
+        self._clock, self._cpu_s = time.monotonic(), _measure_usage()[0]
+        self._metrics: "Any" = None
+        self._step = -1
         epoch, command = time.time(), _to_json(getattr(sys, "argv", []))
         self.attempt = {"start-time": _local_time(epoch), "start-epoch": epoch, "command": command}
         self.attempt.update(_describe_process())
@@ -2625,6 +2683,7 @@ class _Record:
             "description": description,
             "start-time": self.attempt["start-time"],
             "command": command,
+            **_describe_command(),
             "place": _describe_place(),
             "attempts": [self.attempt],
         }
@@ -2702,7 +2761,7 @@ class _Record:
         """Copy the files of output, so that a process of a node that was called dead writes into ours no more."""
         import shutil
 
-        for name in ("stdout", "stderr"):
+        for name in ("stdout", "stderr", "metrics.jsonl"):
             path, copy = (
                 os.path.join(self.folder, name),
                 os.path.join(self.folder, f".{name}.{_unique_name()}.tmp"),
@@ -2733,21 +2792,56 @@ class _Record:
             raise OSError(errno.ESTALE, "it was deleted or replaced", self.folder)
         return found
 
+    def log(self, values, step):
+        """Append a line to metrics.jsonl, by one write(2)."""
+        if self._metrics is None:
+            self._open_metrics()
+        self._step = self._step + 1 if step is None else step
+        try:
+            line = self._encode({"step": self._step, "time": time.time(), **values})
+        except (TypeError, ValueError) as error:
+            raise InvalidArgsException(
+                f"The metrics of step {self._step} can't be written as JSON: {error}."
+            ) from None
+        if "N" in line or "I" in line:
+            line = re.sub(_NOT_FINITE, _replace_not_finite, line)
+        self._metrics.unsaved += line.encode("ascii") + b"\n"
+        self._metrics.save()
+
+    def _open_metrics(self):
+        from json import JSONEncoder
+
+        self._metrics = _OutputFile(os.path.join(self.folder, "metrics.jsonl"), self.capture.faults)
+        self._encode = JSONEncoder(default=_to_json).encode
+        if self.number > 1:  # a resumed run counts on
+            steps = re.findall(rb'(?m)^\{"step": (\d+)', _read_file(self._metrics.path))
+            self._step = int(steps[-1]) if steps else -1
+
     def write_end(self, status):
         """Write how the attempt ended, and when. STATUS belongs to the newest attempt, which may be another."""
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
         found = self.load_own_metadata()
         attempts = found["attempts"]
         is_newest = len(attempts) == self.number >= _find_newest_attempt(self.folder)
         if is_newest:
             # STATUS first: killed in between, the record tells how the run ended, though not when.
             self._write_status(status.encode("utf-8", "backslashreplace"))
-        end = {"end-time": _local_time()}
+        end, duration = {"end-time": _local_time()}, round(time.monotonic() - self._clock, 6)
         self.attempt.update(end)
-        self.attempt["duration-seconds"] = round(time.monotonic() - self._clock, 6)
+        self.attempt["duration-seconds"] = duration
         self.attempt["ended"] = _summarize_status(status)
         attempts[self.number - 1] = self.attempt
         if is_newest:
-            self.metadata.update(end, attempts=attempts)
+            cpu_s, peak = _measure_usage()
+            usage = {
+                "peak-memory-bytes": peak,
+                "cpu-seconds": round(cpu_s - self._cpu_s, 6),
+                "wall-seconds": duration,
+            }
+            usage.update(self.metadata.get("usage", {}))  # of a command, that `run` has measured
+            self.metadata.update(end, attempts=attempts, usage=usage)
             found = self.metadata
         self._write("metadata.json", _to_bytes(_to_json(found)))
 
@@ -2932,6 +3026,17 @@ class Experiment:
                 if is_outermost:
                     del self._given[:]
 
+    def log(self, values: "Optional[Mapping[str, Any]]" = None, step: "Any" = None, **more: "Any") -> None:
+        """Append one step of the metrics to metrics.jsonl: log(step=3, loss=0.3) or log({"loss": 0.3}, step=3).
+
+        step: a number; one more than the last if it is left out, from 0. NaN is stored as null. A full disk does
+        not raise. Raises InvalidArgsException for what has no form in JSON.
+        """
+        if not self.is_recording:
+            return
+        with _session.lock:
+            self._record.log({**(values or {}), **more}, step)
+
     def open(self, file: "Any", mode: str = "r", *args: "Any", **kwargs: "Any") -> "IO[Any]":
         """Open *file* like the builtin open(), relative paths inside the experiment's folder."""
         if not isinstance(file, int):
@@ -3068,13 +3173,6 @@ def _dump_cell(value):
     if value is None:
         return ""
     return _dump_json(value) if isinstance(value, (dict, list)) else str(value)
-
-
-def _show_controls(text):
-    """Make control characters and what else can't be printed visible, so that a terminal never obeys them."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _format_value(value, digits=15):
