@@ -1069,7 +1069,9 @@ def _read_state(work_tree, at_once=False):
                 "Commit the code (`git add`, `git commit`), or pass --norecord to run without a record."
             )
         is_sure = commit.startswith(f"tree {tree}\n".encode())
-        heads.append(SimpleNamespace(sha=sha, message=_parse_commit(commit)) if is_sure else None)
+        heads.append(
+            SimpleNamespace(sha=sha, message=_parse_commit(commit), work_tree=work_tree) if is_sure else None
+        )
 
     if not at_once:
         read_head()
