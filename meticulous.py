@@ -903,7 +903,7 @@ _GIT_COMMAND = [
     "git", "-c", f"core.hooksPath={os.devnull}", "-c", "core.fsmonitor=", "-c", "core.safecrlf=false",
     "-c", "commit.gpgSign=false", "-c", "user.useConfigOnly=true",
 ]  # fmt: skip
-_LOCK_PATIENCE_S = 10  # how long another git process may hold a lock
+_LOCK_TRIES = 200  # one every 50 ms, while another git process holds a lock
 
 
 def _git(arguments, directory, stdin=b"", meanwhile=None, **variables):
@@ -946,11 +946,11 @@ def _git(arguments, directory, stdin=b"", meanwhile=None, **variables):
 
 def _ask_git(arguments, directory, form=b"", *rest, **variables):
     """Run a git command that must not fail; return its stdout, which the pattern *form* begins."""
-    end = time.monotonic() + _LOCK_PATIENCE_S
-    answer = _git(arguments, directory, *rest, **variables)
-    while "File exists" in answer.reason and time.monotonic() < end:
-        time.sleep(0.05)
+    for _ in range(_LOCK_TRIES):
         answer = _git(arguments, directory, *rest, **variables)
+        if "File exists" not in answer.reason:
+            break
+        time.sleep(0.05)
     if answer.code or not re.match(form, answer.stdout):
         raise _explain_refusal(answer, directory)
     return answer.stdout
@@ -1021,9 +1021,9 @@ def _find_work_tree(project_directory):
 def _parse_commit(raw):
     """Return the message of a raw commit, exactly as it was committed."""
     header, _, message = raw.partition(b"\n\n")
-    encoding = re.search(r"\nencoding (.+)|$", header.decode("latin-1")).group(1)
+    encodings = re.findall(r"\nencoding (.+)", header.decode("latin-1")) or ["utf-8"]
     try:
-        return message.decode(encoding or "utf-8", "surrogateescape")
+        return message.decode(encodings[0], "surrogateescape")
     except (LookupError, ValueError):
         return message.decode("utf-8", "surrogateescape")
 
@@ -1038,15 +1038,14 @@ def _parse_status(output):
 
 def _read_objects(work_tree, names):
     """Return sha and content of each of git's objects *names*; the sha is "" if there is no such object."""
-    lines = "".join(f"{name}\n" for name in names)
-    output = _ask_git(["cat-file", "--batch"], work_tree, b".", os.fsencode(lines))
+    output = _ask_git(["cat-file", "--batch"], work_tree, b".", os.fsencode("\n".join(names)))
     objects = []
     for _ in names:
         header, _, output = output.partition(b"\n")
         found = re.fullmatch(rb"(\w+) \w+ (\d+)", header)
-        sha, size = (found.group(1).decode(), int(found.group(2))) if found else ("", -1)
-        objects.append((sha, output[:size]))
-        output = output[size + 1 :]
+        sha, size = found.groups() if found else (b"", b"-1")
+        objects.append((sha.decode(), output[: int(size)]))
+        output = output[int(size) + 1 :]
     return objects
 
 
@@ -1103,9 +1102,7 @@ def _find_ignorable_path(work_tree, directory):
     elif "\n" in path or path.endswith("\r"):
         problem = "has a name that no line of .gitignore can express"
     else:
-        inner = next(folder for folder in _list_parents(parent) if _is_there(folder, ".git"))
-        # A submodule or a repository of its own; only git can tell it from what is left of one.
-        return path if inner == top or _ask_top(inner) == top else None
+        return path
     raise GitException(f"{directory!r} {problem}.\nName another --experiments-directory.")
 
 
@@ -1131,7 +1128,8 @@ def _add_line(content, line):
 def _append_line(path, line):
     """Add *line* to the file *path* if it lacks it: at its place, no matter how many do that at once."""
     # In place, which keeps owner, mode and links.
-    with open(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b") as file:
+    open(path, "ab").close()
+    with open(path, "r+b") as file:
         content = file.read()
         file.seek(len(content))
         file.write(_add_line(content, line)[len(content) :])
@@ -1148,16 +1146,14 @@ def _is_ignored(work_tree, path):
     # A pattern with a slash at its end matches what is not there yet only if asked with one, and a link only
     # can be asked without. ./ because a name may begin with a colon, which is magic.
     answer = _git(["check-ignore", f"./{path}" if is_link else f"./{path}/"], work_tree)
-    if answer.code > 1:
-        raise _explain_refusal(answer, work_tree)
     return bool(answer.stdout)
 
 
 def _read_writable(path):
-    """Return the content of the file *path*, b"" if there is none; OSError if it could not be written."""
+    """Return the content of the file *path*, b"" if there is none; raise OSError if it is read-only."""
     is_there = os.path.lexists(path)
     if os.path.islink(path) or not os.access(path if is_there else os.path.dirname(path), os.W_OK):
-        raise OSError("it is a symbolic link or can't be written")
+        raise FolderException(path, "is a symbolic link or can't be written.")
     return _read_bytes(path) if is_there else b""
 
 
@@ -1189,26 +1185,25 @@ def _create_commit(work_tree, head, before, after):
 # index; the file last. A start that is killed in between leaves our commit at HEAD and only .gitignore dirty.
 # Whoever finds that does the rest, which can be done any number of times:
 # test_kill_at_every_step_blocks_nobody, test_64_starts_make_one_commit.
-def _commit_line(work_tree, head, line):
+def _commit_line(work_tree, head, line, directory):
     """Commit *line* at the end of .gitignore on top of *head*, unless another start is faster.
 
-    Index and file are left to _finish_commit. Returns whether the line went to info/exclude instead.
+    Index and file are left to _finish_commit. Returns whether there is nothing to commit: *directory* is in a
+    repository of its own, or the line went to info/exclude.
     """
     path = os.path.join(work_tree, _IGNORE_FILE)
     try:
+        if _ask_top(os.path.dirname(directory)) != os.path.realpath(work_tree):
+            return True
         output = _ask_git(["rev-parse", "--git-dir"], work_tree, b".")
         directory = os.path.join(work_tree, os.fsdecode(output[:-1]))
         # Bisect finds nothing, or never ends, if HEAD moves by itself: test_bisect_run_finds_the_commit.
         if any(_is_there(directory, name) for name in _OPERATIONS):
-            common = (
-                _read_bytes(os.path.join(directory, "commondir")).strip()
-                if _is_there(directory, "commondir")
-                else b""
-            )
-            path = os.path.normpath(os.path.join(directory, os.fsdecode(common), "info", "exclude"))
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            _append_line(path, line)
-            _warn(f"added the line {line} to {path}, because a bisect, rebase or merge is going on.")
+            link = os.path.join(directory, "commondir")
+            common = os.fsdecode(_read_bytes(link).strip()) if os.path.exists(link) else ""
+            exclude = os.path.join(directory, common, "info", "exclude")
+            _append_line(exclude, line)
+            _warn(f"added the line {line} to {exclude}, because a bisect, rebase or merge is going on.")
             return True
         content = _read_writable(path)
         if _has_line(content, line):
@@ -1239,18 +1234,10 @@ def _finish_commit(work_tree, head):
     path = os.path.join(work_tree, _IGNORE_FILE)
     committed, stored = _read_objects(work_tree, [f"{head.sha}:{_IGNORE_FILE}"])[0]
     line = os.fsdecode(stored.rstrip(b"\r\n").rpartition(b"\n")[2])
-    try:
-        if _hash_file(work_tree, _add_line(_read_writable(path), line)) != committed:
-            return False
-        entry = _ask_git(["ls-tree", "-z", "--full-tree", head.sha, _IGNORE_FILE], work_tree)
-        _ask_git(["update-index", "-z", "--index-info"], work_tree, b"", entry)
-        _append_line(path, line)
-    except (OSError, GitException) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise GitException(
-            f"{_IGNORE_FILE} is committed in {work_tree}, but not yet updated there: {reason}.\n"
-            "Remove what is in the way; the next start does the rest."
-        ) from error
+    if _hash_file(work_tree, _add_line(_read_writable(path), line)) != committed:
+        return False
+    _ask_git(["reset", "-q", "--", _IGNORE_FILE], work_tree)
+    _append_line(path, line)
     return True
 
 
@@ -1279,15 +1266,15 @@ def _prepare_repository(work_tree, experiments_directory, make_directory, allow_
             )
         if changed == [_IGNORE_FILE] and head.sha != finished:
             # HEAD is asked for last: what the next commit brings is not a change of the user's.
-            finished = head.sha if _finish_commit(work_tree, head) else None
-            if finished or _has_moved(work_tree, head):
+            finished = head.sha
+            if _finish_commit(work_tree, head) or _has_moved(work_tree, head):
                 continue
         if changed:
             raise DirtyRepoException(changed, head.sha, work_tree)
         make_directory()  # before the commit, and once more after it, which changes nothing
         if is_ignored:
             return head
-        if _commit_line(work_tree, head, _escape_pattern(path)):
+        if _commit_line(work_tree, head, _escape_pattern(path), experiments_directory):
             path = None
 
 

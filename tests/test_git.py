@@ -1006,14 +1006,14 @@ def branch_lock(repo):
 
 @pytest.mark.parametrize("find_lock", [lambda repo: ".git/index.lock", branch_lock], ids=["index", "branch"])
 def test_lock_of_another_git(repo, work_in, monkeypatch, find_lock):
-    monkeypatch.setattr(meticulous, "_LOCK_PATIENCE_S", 0)
+    monkeypatch.setattr(meticulous, "_LOCK_TRIES", 1)
     lock = repo.write(find_lock(repo), "")
     with unchanged(repo), pytest.raises(meticulous.GitException, match="(?s)[.]lock.*: experiments$"):
         try:
             work_in()
         finally:
             os.rmdir(str(repo.path / "experiments"))
-    monkeypatch.setattr(meticulous, "_LOCK_PATIENCE_S", 60)
+    monkeypatch.setattr(meticulous, "_LOCK_TRIES", 9)
     monkeypatch.setattr(time, "sleep", lambda seconds: lock.unlink())  # it is released while we wait
     work_in()
     assert_added(repo)
@@ -1024,16 +1024,14 @@ def test_lock_that_comes_after_the_commit(repo, work_in, monkeypatch):
     run_git = meticulous._git
 
     def run(command, *rest):
-        if command[0] == "update-index":
+        if command[0] == "reset":
             lock.write_text("")
         return run_git(command, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(meticulous, "_LOCK_PATIENCE_S", 0)
+        patch.setattr(meticulous, "_LOCK_TRIES", 1)
         patch.setattr(meticulous, "_git", run)
-        with pytest.raises(
-            meticulous.GitException, match="(?s)is committed in .*index[.]lock.*next start does"
-        ):
+        with pytest.raises(meticulous.GitException, match="(?s)is locked: .*index[.]lock.*Remove the lock"):
             work_in()
     lock.unlink()
     work_in()
@@ -1047,7 +1045,7 @@ def test_lock_does_not_matter_where_the_line_is(repo, work_in):
 
 
 def die_at(step):
-    """Make this process kill itself before its git command number *step*; opening .gitignore counts too."""
+    """Make this process kill itself before its git command number *step*; writing to .gitignore counts too."""
     steps = iter(range(step))
 
     def count(function):
@@ -1059,7 +1057,7 @@ def die_at(step):
         return run
 
     meticulous._git = count(meticulous._git)
-    os.open = count(os.open)
+    meticulous._append_line = count(meticulous._append_line)
 
 
 @pytest.mark.parametrize(
