@@ -1092,19 +1092,29 @@ _KEPT_VARIABLES = (
     "GIT_CONFIG_", "GIT_CEILING_DIRECTORIES", "GIT_DISCOVERY_ACROSS_FILESYSTEM", "GIT_EXEC_PATH",
     "GIT_AUTHOR_", "GIT_COMMITTER_",
 )  # fmt: skip
-# trace2.* in the configuration is switched off by variables only, not by -c.
-_GIT_VARIABLES = dict.fromkeys(
-    ("GIT_OPTIONAL_LOCKS", "GIT_TERMINAL_PROMPT", "GIT_TRACE2", "GIT_TRACE2_EVENT", "GIT_TRACE2_PERF"), "0"
-)
+_GIT_VARIABLES = {
+    # Only git's own words are ours: LC_ALL would reach the user's clean filters, and `sort` sorts otherwise.
+    "LANGUAGE": "C",
+    # A partial clone stays offline: the first is known from git 2.44 on, the second to all.
+    "GIT_NO_LAZY_FETCH": "1",
+    "GIT_ALLOW_PROTOCOL": "",
+    "GIT_OPTIONAL_LOCKS": "0",
+    "GIT_TERMINAL_PROMPT": "0",
+    # trace2.* in the configuration is switched off by variables only, not by -c.
+    "GIT_TRACE2": "0",
+    "GIT_TRACE2_EVENT": "0",
+    "GIT_TRACE2_PERF": "0",
+}
 # Hooks and the fsmonitor are programs that may refuse or hang, and signing may ask for a passphrase. Without
-# useConfigOnly git makes up a user's name. Versions of git that don't know a setting take no notice of it.
+# useConfigOnly git makes up a user's name. Versions of git that don't know a setting ignore it.
 _GIT_COMMAND = [
     "git", "-c", f"core.hooksPath={os.devnull}", "-c", "core.fsmonitor=", "-c", "core.safecrlf=false",
     "-c", "commit.gpgSign=false", "-c", "user.useConfigOnly=true",
 ]  # fmt: skip
+_LOCK_TRIES = 200  # one every 50 ms, while another git process holds a lock
 
 
-def _git(arguments, directory, stdin=b"", meanwhile=None):
+def _git(arguments, directory, stdin=b"", meanwhile=None, **variables):
     """Run a git command in *directory*; return its code, stdout (bytes) and stderr. "git said no" is fine.
 
     The function *meanwhile* is called while it runs.
@@ -1121,7 +1131,7 @@ def _git(arguments, directory, stdin=b"", meanwhile=None):
         # A git killed while it holds a lock leaves the lock, which blocks everyone. So not subprocess.run,
         # which kills it at Ctrl-C, and a session of its own, for what kills our process group.
         process = subprocess.Popen(
-            _GIT_COMMAND + arguments, cwd=directory, env=dict(kept, LC_ALL="C", **_GIT_VARIABLES),
+            _GIT_COMMAND + arguments, cwd=directory, env={**kept, **_GIT_VARIABLES, **variables},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
     except OSError as error:
@@ -1133,342 +1143,347 @@ def _git(arguments, directory, stdin=b"", meanwhile=None):
         if meanwhile is not None:
             meanwhile()
         stdout, stderr = process.communicate(stdin)
-    return SimpleNamespace(code=process.returncode, stdout=stdout, stderr=stderr.decode("utf-8", "replace"))
+    words = stderr.decode("utf-8", "replace")
+    fatal = re.search("(?m)^fatal: (.+)", words)
+    # Where SIGCHLD is ignored, or other code waits for all children, Popen takes every code for 0:
+    # test_failure_is_seen_where_others_reap_children.
+    code = process.returncode or (128 if fatal else 0)
+    reason = (fatal.group(1) if fatal else words.strip()).rstrip(".") or "no reason given"
+    return SimpleNamespace(code=code, stdout=stdout, stderr=words, reason=reason)
 
 
-def _ask_git(arguments, directory, stdin=b"", meanwhile=None):
-    """Run a git command that has no reason to say no; return its stdout."""
-    answer = _git(arguments, directory, stdin, meanwhile)
-    if answer.code:
+def _ask_git(arguments, directory, form=b"", *rest, **variables):
+    """Run a git command that must not fail; return its stdout, which the pattern *form* begins."""
+    for _ in range(_LOCK_TRIES):
+        answer = _git(arguments, directory, *rest, **variables)
+        if "File exists" not in answer.reason:
+            break
+        time.sleep(0.05)
+    if answer.code or not re.match(form, answer.stdout):
         raise _explain_refusal(answer, directory)
     return answer.stdout
 
 
-def _find_reason(answer):
-    """Give the line of git's stderr that says why it refused."""
-    fatal = re.search("fatal: (.+)", answer.stderr)
-    reason = fatal.group(1) if fatal else answer.stderr.strip()
-    return reason.rstrip(".") or "no reason given"
-
-
 def _explain_refusal(answer, directory):
-    """Make the GitException that says what git's refusal means, and what to do."""
-    reason = _find_reason(answer)
-    trust = re.search(r"git config --global --add safe\.directory .+", answer.stderr)
+    """Return a GitException that says what git's refusal means, and what to do."""
+    reason = answer.reason
+    trust = re.search(r"(?s)git config --global --add safe\.directory .+", answer.stderr)
+    lost = re.match("not a git repository: (.+)", reason)
     if trust:
         what = "belongs to another user, so git doesn't read it"
-        remedy = f"If you trust it, run `{trust.group()}`"
+        remedy = f"If you trust it, run `{trust.group().strip()}`"
+    elif lost:
+        what = f"is a work tree or submodule whose repository is not there: {lost.group(1)}"
+        remedy = "Bring that back (`git worktree repair` if it was moved)"
     elif "not a git repository" in reason.lower():
-        what = f"is in no git repository ({reason})"
+        what = f"is not in a git repository ({reason})"
         remedy = "Run `git init` there and commit the code, or name another --project-directory"
-    elif not answer.code or "work tree" in reason:
+    elif "File exists" in reason:
+        what, remedy = f"is locked: {reason}", "Remove the lock if no git runs"
+    elif not answer.code or re.search("work(ing)? tree", reason):
         what = "is in a bare repository or inside .git, where no files are checked out"
         remedy = "Name another --project-directory"
     else:
-        what, remedy = f"is in a repository that git can't use: {reason}", "Mend it"
+        what, remedy = f"is in a repository that git can't use: {reason}", "Repair it"
     return GitException(f"{directory} {what}.\n{remedy}, or pass --norecord to run without a record.")
 
 
+def _is_there(folder, name):
+    return os.path.lexists(os.path.join(folder, name))
+
+
 def _list_parents(path):
-    """Give *path* and all directories above it, from the inside out."""
+    """Yield *path* and all directories above it, from the inside out."""
     yield path
     if os.path.dirname(path) != path:
         yield from _list_parents(os.path.dirname(path))
 
 
-def _is_top(directory):
-    """Say whether *directory* looks like the top of a work tree."""
-    path = os.path.join(directory, ".git")
-    # A file in submodules and linked work trees. HEAD may be a symbolic link to a branch without a commit.
-    return os.path.isfile(path) or os.path.lexists(os.path.join(path, "HEAD"))
-
-
-def _find_top(directory):
-    """Search *directory* and above for the top of a work tree; None if only git can say."""
-    if os.environ.get("GIT_CEILING_DIRECTORIES"):
-        return None
-    for folder in _list_parents(directory):
-        if _is_top(folder):
-            config = os.path.join(folder, ".git", "config")
-            # core.worktree may put the work tree elsewhere.
-            is_plain = not os.path.isfile(config) or b"worktree" not in _read_file(config).lower()
-            return folder if is_plain else None
-        # git may not search across file systems; HEAD is in .git itself and in bare repositories.
-        if os.path.ismount(folder) or os.path.lexists(os.path.join(folder, "HEAD")):
-            return None
-    return None
+def _ask_top(directory):
+    """Return the top of the work tree that git finds from *directory* upwards, links resolved."""
+    # Up to git 2.18 a bare repository is not an error, only an empty answer.
+    return os.path.realpath(os.fsdecode(_ask_git(["rev-parse", "--show-toplevel"], directory, b".")[:-1]))
 
 
 def _find_work_tree(project_directory):
-    """Find the top of the work tree that *project_directory* is in, by a path that keeps symbolic links."""
+    """Return the top of the work tree that *project_directory* is in, by a path that keeps symbolic links.
+
+    It may be a guess, which costs no process: _prepare_repository has git confirm it.
+    """
     try:
         given = os.path.abspath(project_directory)
     except FileNotFoundError as error:
         raise GitException("The current directory was deleted.\nChange to one that is there.") from error
     if not os.path.isdir(given):
         raise GitException(f"There is no directory {given}.\nName another --project-directory.")
-    top = _find_top(os.path.realpath(given))
-    if top is None:
-        answer = _git(["rev-parse", "--show-toplevel"], given)
-        if answer.code or not answer.stdout.strip():  # up to git 2.18 a bare repository is no error
-            raise _explain_refusal(answer, given)
-        top = os.path.realpath(os.fsdecode(answer.stdout[:-1]))
+    # Git's search ends at file systems, at ceilings, and at the HEAD of .git itself and of bare repositories.
+    for top in _list_parents(os.path.realpath(given)):
+        if _is_there(top, ".git"):
+            break
+        if _is_there(top, "HEAD") or os.path.ismount(top) or "GIT_CEILING_DIRECTORIES" in os.environ:
+            top = _ask_top(given)
+            break
     return next((folder for folder in _list_parents(given) if os.path.realpath(folder) == top), top)
 
 
 def _parse_commit(raw):
-    """Take the message out of a raw commit, exactly as it was committed."""
+    """Return the message of a raw commit, exactly as it was committed."""
     header, _, message = raw.partition(b"\n\n")
-    encoding = header.partition(b"\nencoding ")[2].partition(b"\n")[0].decode("ascii", "replace")
+    encodings = re.findall(r"\nencoding (.+)", header.decode("latin-1")) or ["utf-8"]
     try:
-        return message.decode(encoding or "utf-8", "surrogateescape")
+        return message.decode(encodings[0], "surrogateescape")
     except (LookupError, ValueError):
         return message.decode("utf-8", "surrogateescape")
 
 
 def _parse_status(output):
-    """List the paths in the output of `git status --porcelain -z`."""
-    paths = []
-    entries = iter(output.split(b"\0"))
-    for entry in entries:
-        if entry and not entry.startswith(b"##"):  # git 1.8 obeys status.branch here
-            paths.append(entry[3:].decode("utf-8", "surrogateescape"))
-        if b"R" in entry[:2] or b"C" in entry[:2]:
-            next(entries, None)  # the name before renaming or copying
-    return paths
+    """Return the paths in the output of `git status --porcelain -z -b`."""
+    # A renamed or copied file has its old name after it.
+    entries = rb"(?s)(?:[RC].|.[RC]) ([^\0]+)\0[^\0]+\0|.. ([^\0]+)\0"
+    found = re.findall(entries, output.partition(b"\0")[2])
+    return [(renamed or path).decode("utf-8", "surrogateescape") for renamed, path in found]
+
+
+def _read_objects(work_tree, names):
+    """Return sha and content of each of git's objects *names*; the sha is "" if there is no such object."""
+    output = _ask_git(["cat-file", "--batch"], work_tree, b".", os.fsencode("\n".join(names)))
+    objects = []
+    for _ in names:
+        header, _, output = output.partition(b"\n")
+        found = re.fullmatch(rb"(\w+) \w+ (\d+)", header)
+        sha, size = found.groups() if found else (b"", b"-1")
+        objects.append((sha.decode(), output[: int(size)]))
+        output = output[int(size) + 1 :]
+    return objects
 
 
 def _read_state(work_tree, at_once=False):
-    """Read HEAD of *work_tree* (its sha and message), and the list of tracked files that differ from it.
+    """Return HEAD of *work_tree* (sha, message), and the paths of tracked files that differ from it.
 
-    HEAD first, so that status compares with that commit unless HEAD has moved since; or both *at_once*.
+    HEAD is None if git finds another top from *work_tree*, or if HEAD moved while it was read. It is read
+    first, so that status compares with that commit unless it moves since; or both *at_once*.
     """
     from types import SimpleNamespace
 
-    answers = []
+    heads = []
 
     def read_head():
-        answers.append(_ask_git(["cat-file", "--batch"], work_tree, b"HEAD\n"))
+        # The second is the tree of this directory: the commit's exactly if git agrees that this is the top.
+        (sha, commit), (tree, _) = _read_objects(work_tree, ["HEAD", "HEAD:./"])
+        if not sha:
+            raise GitException(
+                f"{work_tree} has no commit yet.\n"
+                "Commit the code (`git add`, `git commit`), or pass --norecord to run without a record."
+            )
+        is_sure = commit.startswith(f"tree {tree}\n".encode())
+        heads.append(
+            SimpleNamespace(sha=sha, message=_parse_commit(commit), work_tree=work_tree) if is_sure else None
+        )
 
     if not at_once:
         read_head()
-    status = ["status", "--porcelain", "-z", "-uno"]
-    changed = _parse_status(_ask_git(status, work_tree, meanwhile=read_head if at_once else None))
-    first, _, raw = answers[0].partition(b"\n")
-    if b" commit " not in first:
-        raise GitException(
-            f"{work_tree} has no commit yet.\n"
-            "Commit the code (`git add`, `git commit`), or pass --norecord to run without a record."
-        )
-    sha, _, size = first.decode().split()
-    return SimpleNamespace(sha=sha, message=_parse_commit(raw[: int(size)])), changed
+    # -b prints a line even if nothing differs: without it no answer is a clean tree. Looking for renames
+    # would need contents, which a partial clone may lack. No setting hides what differs in a submodule.
+    status = ["-c", "status.renames=false", "status", "--porcelain", "-z", "-b", "-uno"]
+    status.append("--ignore-submodules=untracked")
+    output = _ask_git(status, work_tree, b"##", b"", read_head if at_once else None)
+    return heads[0], _parse_status(output)
 
 
 _IGNORE_FILE = ".gitignore"
 _IGNORE_MESSAGE = "Added experiments directory to .gitignore"
-_LOCK_PATIENCE_S = 10  # how long another git process may hold a lock
 _NOBODY = ["-c", "user.name=meticulous", "-c", "user.email=meticulous@localhost"]
+# What is in the git directory while bisect, rebase, am, merge, cherry-pick or revert owns HEAD.
+_OPERATIONS = (
+    "BISECT_LOG", "rebase-merge", "rebase-apply", "MERGE_HEAD", "CHERRY_PICK_HEAD", "REVERT_HEAD", "sequencer"
+)  # fmt: skip
 
 
 def _find_ignorable_path(work_tree, directory):
-    """Give *directory*, a symbolic link where it is, relative to *work_tree*; None if it is outside."""
-    parent, target = os.path.realpath(os.path.dirname(directory)), os.path.realpath(directory)
-    top = next(filter(_is_top, _list_parents(parent)), None)
-    path = os.path.join(parent, os.path.basename(directory))
-    if target == os.path.realpath(work_tree):
-        problem = "is the whole work tree"
-    elif ".git" in target.split(os.sep):
-        problem = "is inside .git"
-    elif top is None or not os.path.samefile(top, work_tree):  # outside, or in a submodule
+    """Return *directory*, a symbolic link where it is, relative to *work_tree*; None if it is outside."""
+    parent, top = os.path.realpath(os.path.dirname(directory)), os.path.realpath(work_tree)
+    path = os.path.relpath(os.path.join(parent, os.path.basename(directory)), top).replace(os.sep, "/")
+    if {".", ".git"} & set(os.path.relpath(os.path.realpath(directory), top).split(os.sep)):
+        problem = "is the whole work tree or inside .git"
+    elif (path + "/").startswith("../"):
         return None
     elif "\n" in path or path.endswith("\r"):
-        problem = "has a name that no line of .gitignore can say"
+        problem = "has a name that no line of .gitignore can express"
     else:
-        return os.path.relpath(path, top).replace(os.sep, "/")
+        return path
     raise GitException(f"{directory!r} {problem}.\nName another --experiments-directory.")
 
 
 def _escape_pattern(path):
     """Turn *path* into a line of .gitignore: itself, but for what means something else there."""
-    escaped = "".join("\\" + character if character in "*?[\\" else character for character in path)
-    text = escaped.rstrip(" ")
-    return ("\\" if text.startswith(("#", "!")) else "") + text + "\\ " * (len(escaped) - len(text))
+    return re.sub(r"[*?[\\]|^[#!]| (?= *$)", r"\\\g<0>", path)
 
 
 def _has_line(content, line, is_link=True):
-    """Say whether .gitignore's *content* has *line*, maybe with slashes around it that change nothing."""
-    ends = (b"",) if is_link else (b"", b"/")  # a slash here means directories, and a link is none to git
-    forms = {start + os.fsencode(line) + end for start in (b"", b"/") for end in ends}
-    lines = content[3 if content.startswith(b"\xef\xbb\xbf") else 0 :].split(b"\n")
-    return any((found[:-1] if found.endswith(b"\r") else found) in forms for found in lines)
+    """Return whether .gitignore's *content* has *line*, maybe with slashes around it that change nothing."""
+    end = b"" if is_link else b"/?"  # a slash means directories; to git a link is not one
+    return bool(re.search(rb"(?m)^(\xef\xbb\xbf)?/?%s%s\r?$" % (re.escape(os.fsencode(line)), end), content))
 
 
 def _add_line(content, line):
-    """Put *line* at the end of .gitignore's *content*, with the line end that is used there."""
+    """Return .gitignore's *content* with *line*: where it is missing, at the end, with the usual line end."""
+    if _has_line(content, line):
+        return content
     end = b"\r\n" if b"\r\n" in content else b"\n"
     return content + (end if content and not content.endswith(b"\n") else b"") + os.fsencode(line) + end
 
 
+def _append_line(path, line):
+    """Add *line* to the file *path* if it lacks it: at its place, no matter how many do that at once."""
+    # In place, which keeps owner, mode and links.
+    open(path, "ab").close()
+    with open(path, "r+b") as file:
+        content = file.read()
+        file.seek(len(content))
+        file.write(_add_line(content, line)[len(content) :])
+
+
 def _is_ignored(work_tree, path):
-    """Say whether any rule makes git ignore the directory *path*, or its line is in .gitignore already."""
+    """Return whether any rule makes git ignore the directory *path*, or its line is in .gitignore already."""
     file = os.path.join(work_tree, _IGNORE_FILE)
     is_link = os.path.islink(os.path.join(work_tree, path))
-    # check-ignore costs a process, and says no while a file below is tracked. git follows no link here.
-    content = _read_file(file) if os.path.isfile(file) and not os.path.islink(file) else b""
+    # check-ignore costs a process, and says no while a file below is tracked. git follows no link.
+    content = _read_file(file) if os.path.isfile(file) else b""
     if _has_line(content, _escape_pattern(path), is_link):
         return True
     # A pattern with a slash at its end matches what is not there yet only if asked with one, and a link only
     # can be asked without. ./ because a name may begin with a colon, which is magic.
     answer = _git(["check-ignore", f"./{path}" if is_link else f"./{path}/"], work_tree)
-    if answer.code > 1:
-        raise _explain_refusal(answer, work_tree)
     return bool(answer.stdout)
 
 
 def _read_writable(path):
-    """Read the file *path*, b"" if there is none; OSError if it could not be written."""
-    if os.path.islink(path):
-        raise OSError("it is a symbolic link")
-    if not os.path.exists(path) and os.access(os.path.dirname(path), os.W_OK):
-        return b""
-    with open(path, "r+b") as file:
-        return file.read()
+    """Return the content of the file *path*, b"" if there is none; raise OSError if it is read-only."""
+    is_there = os.path.lexists(path)
+    if os.path.islink(path) or not os.access(path if is_there else os.path.dirname(path), os.W_OK):
+        raise FolderException(path, "is a symbolic link or can't be written.")
+    return _read_file(path) if is_there else b""
 
 
 def _hash_file(work_tree, content):
-    """Store *content* as git stores .gitignore, by its settings for line ends; give the name of the blob."""
+    """Store *content* as git stores .gitignore, by its settings for line ends; return the blob's sha."""
     command = ["hash-object", "-w", "--path", _IGNORE_FILE, "--stdin"]
-    return _ask_git(command, work_tree, content).decode().strip()
-
-
-def _find_blob(work_tree, revision):
-    """Give the name of the blob that is .gitignore in *revision* ("" is the index); "" if there is none."""
-    answer = _git(["rev-parse", "-q", "--verify", f"{revision}:{_IGNORE_FILE}"], work_tree)
-    return answer.stdout.decode().strip()
+    return _ask_git(command, work_tree, b".", content).decode().strip()
 
 
 def _has_moved(work_tree, head):
-    return _ask_git(["rev-parse", "HEAD"], work_tree).decode().strip() != head.sha
+    return _read_objects(work_tree, ["HEAD"])[0][0] != head.sha
 
 
-def _create_commit(work_tree, head, content):
-    """Make a commit that differs from *head* in .gitignore only; nothing refers to it yet."""
-    listing = _ask_git(["ls-tree", "-z", head.sha], work_tree)
-    ours = re.compile(rb"(?:^|(?<=\0))(\d+) blob \w+\t\.gitignore\0")
-    found = ours.search(listing)
-    mode = found.group(1) if found else b"100644"
-    entry = b"%s blob %s\t.gitignore\0" % (mode, _hash_file(work_tree, content).encode())
-    tree = _ask_git(["mktree", "-z", "--missing"], work_tree, ours.sub(b"", listing) + entry)
-    command = ["commit-tree", tree.decode().strip(), "-p", head.sha, "-m", _IGNORE_MESSAGE]
-    answer = _git(command, work_tree)
+def _create_commit(work_tree, head, before, after):
+    """Make a commit on *head* that replaces .gitignore's blob *before*; nothing refers to it yet."""
+    listing = _ask_git(["ls-tree", "-z", "--full-tree", head.sha], work_tree)
+    old, new = (b"blob %s\t.gitignore\0" % sha.encode() for sha in (before, after))
+    listing = listing.replace(old, new) if before else listing + b"100644 " + new
+    tree = _ask_git(["mktree", "-z", "--missing"], work_tree, b".", listing).decode().strip()
+    command = ["commit-tree", tree, "-p", head.sha, "-m", _IGNORE_MESSAGE]
     # git refuses if no user name is configured.
-    stdout = _ask_git(_NOBODY + command, work_tree) if answer.code else answer.stdout
-    return stdout.decode().strip()
+    sha = (_git(command, work_tree).stdout or _ask_git(_NOBODY + command, work_tree)).decode().strip()
+    if _ask_git(["diff-tree", "-z", "--name-only", head.sha, sha], work_tree) != b".gitignore\0":
+        raise OSError("more than this file would change")
+    return sha
 
 
-def _run_when_unlocked(arguments, work_tree, stdin=b"", lock=""):
-    """Run a git command once neither its own lock nor the file *lock* is in the way; OSError if one stays."""
-    end = time.monotonic() + _LOCK_PATIENCE_S
-    while os.path.lexists(lock) and time.monotonic() < end:
-        time.sleep(0.05)
-    if os.path.lexists(lock):
-        raise OSError(f"{lock} is in the way (remove it if no git runs)")
-    answer = _git(arguments, work_tree, stdin)
-    while "File exists" in answer.stderr and time.monotonic() < end:
-        time.sleep(0.05)
-        answer = _git(arguments, work_tree, stdin)
-    if answer.code:
-        raise OSError(_find_reason(answer))
+# Compare-and-swap, without a lock: HEAD moves first, and only from the commit that we have read; then the
+# index; the file last. A start that is killed in between leaves our commit at HEAD and only .gitignore dirty.
+# Whoever finds that does the rest, which can be done any number of times:
+# test_kill_at_every_step_blocks_nobody, test_64_starts_make_one_commit.
+def _commit_line(work_tree, head, line, directory):
+    """Commit *line* at the end of .gitignore on top of *head*, unless another start is faster.
 
-
-def _update_files(work_tree, sha, content):
-    """Bring index and file to the commit *sha*, which has *content* as .gitignore."""
-    path = os.path.join(work_tree, _IGNORE_FILE)
-    entry = _ask_git(["ls-tree", "-z", sha, "--", _IGNORE_FILE], work_tree)
-    try:
-        _run_when_unlocked(["update-index", "-z", "--index-info"], work_tree, entry)
-        # In place, which keeps owner, mode and links. Only what is missing, and at its place: no matter how
-        # many do it at once.
-        with open(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b") as file:
-            there = file.read()
-            if content.startswith(there):
-                file.seek(len(there))
-                file.write(content[len(there) :])
-    except OSError as error:
-        raise GitException(
-            f"{_IGNORE_FILE} is committed in {work_tree}, but not yet updated there: {_explain(error)}.\n"
-            "Remove what is in the way; the next start does the rest."
-        ) from error
-
-
-def _commit_line(work_tree, head, line):
-    """Commit *line* at the end of .gitignore on top of *head*; do nothing if another start is faster."""
+    Index and file are left to _finish_commit. Returns whether there is nothing to commit: *directory* is in a
+    repository of its own, or the line went to info/exclude.
+    """
     path = os.path.join(work_tree, _IGNORE_FILE)
     try:
+        if _ask_top(os.path.dirname(directory)) != os.path.realpath(work_tree):
+            return True
+        output = _ask_git(["rev-parse", "--git-dir"], work_tree, b".")
+        directory = os.path.join(work_tree, os.fsdecode(output[:-1]))
+        # Bisect finds nothing, or never ends, if HEAD moves by itself: test_bisect_run_finds_the_commit.
+        if any(_is_there(directory, name) for name in _OPERATIONS):
+            link = os.path.join(directory, "commondir")
+            common = os.fsdecode(_read_file(link).strip()) if os.path.exists(link) else ""
+            exclude = os.path.join(directory, common, "info", "exclude")
+            _append_line(exclude, line)
+            _warn(f"added the line {line} to {exclude}, because a bisect, rebase or merge is going on.")
+            return True
         content = _read_writable(path)
         if _has_line(content, line):
-            return
-        committed = _find_blob(work_tree, head.sha)
+            return False
+        committed = _read_objects(work_tree, [f"{head.sha}:{_IGNORE_FILE}"])[0][0]
         if committed and committed != _hash_file(work_tree, content):
             raise OSError("git is told to overlook its changes (sparse, assume-unchanged)")
-        content = _add_line(content, line)
-        sha = _create_commit(work_tree, head, content)
-        # A lock of the index would stop us half-way, between HEAD and the index.
-        directory = os.fsdecode(_ask_git(["rev-parse", "--git-dir"], work_tree)[:-1])
-        lock = os.path.join(work_tree, directory, "index.lock")
-        _run_when_unlocked(["update-ref", "-m", _IGNORE_MESSAGE, "HEAD", sha, head.sha], work_tree, lock=lock)
+        sha = _create_commit(work_tree, head, committed, _hash_file(work_tree, _add_line(content, line)))
+        # This locks the index, so no lock of another git will stop us half-way, after HEAD has moved.
+        _ask_git(["write-tree", "--missing-ok"], work_tree)
+        _ask_git(["update-ref", "-m", _IGNORE_MESSAGE, "HEAD", sha, head.sha], work_tree)
     except (OSError, GitException) as error:
         if _has_moved(work_tree, head):
-            return
+            return False
         reason = str(error).splitlines()[0].rstrip(".")
         raise GitException(
             f"{path} should name the experiments directory, but that can't be committed: {reason}.\n"
             f"Add this line to it and commit it, add it to .git/info/exclude, or pass --norecord: {line}"
         ) from error
-    _update_files(work_tree, sha, content)
     _warn(f"committed the line {line} to {path} ({sha[:7]}).")
+    return False
 
 
 def _finish_commit(work_tree, head):
-    """Do the rest of a commit of ours; False if it is the user's change that makes .gitignore differ."""
+    """Bring index and .gitignore to a commit of ours at HEAD; False if they differ by the user's change."""
     if head.message.strip() != _IGNORE_MESSAGE:
         return False
-    committed, before, staged = (_find_blob(work_tree, name) for name in (head.sha, head.sha + "^", ""))
-    try:
-        content = _read_writable(os.path.join(work_tree, _IGNORE_FILE))
-    except OSError:
+    path = os.path.join(work_tree, _IGNORE_FILE)
+    committed, stored = _read_objects(work_tree, [f"{head.sha}:{_IGNORE_FILE}"])[0]
+    line = os.fsdecode(stored.rstrip(b"\r\n").rpartition(b"\n")[2])
+    if _hash_file(work_tree, _add_line(_read_writable(path), line)) != committed:
         return False
-    if _hash_file(work_tree, content) != committed:
-        lines = _git(["cat-file", "blob", committed], work_tree).stdout.rstrip(b"\r\n")
-        content = _add_line(content, os.fsdecode(lines.rpartition(b"\n")[2]))
-    elif staged == committed:
-        return not _read_state(work_tree)[1]  # another start was faster; or it's the file's mode
-    if staged not in (before, committed) or _hash_file(work_tree, content) != committed:
-        return False
-    _update_files(work_tree, head.sha, content)
+    _ask_git(["reset", "-q", "--", _IGNORE_FILE], work_tree)
+    _append_line(path, line)
     return True
+
+
+def _differs_only_by_our_commits(work_tree, recorded_sha, head):
+    """Return whether *head* comes after *recorded_sha* by nothing but commits of ours to .gitignore."""
+    command = ["rev-list", "--format=%P%n%s", f"{recorded_sha}..{head.sha}"]
+    ours = rf"(commit \w+\n(\w+)\n{_IGNORE_MESSAGE}\n)+".encode()
+    chain = re.fullmatch(ours, _git(command, work_tree).stdout)
+    if chain is None or chain.group(2).decode() != recorded_sha:
+        return False
+    return (
+        _git(["diff-tree", "-z", "--name-only", recorded_sha, head.sha], work_tree).stdout == b".gitignore\0"
+    )
 
 
 def _prepare_repository(work_tree, experiments_directory, make_directory, allow_dirty=False):
     """Check that *work_tree* is clean, make the experiments directory, have git ignore it; return HEAD."""
-    path = _find_ignorable_path(work_tree, experiments_directory)
+    path, finished = _find_ignorable_path(work_tree, experiments_directory), None
     while True:
         # Asked before HEAD is read, so that the commit is in HEAD if the line is in the file.
         is_ignored = path is None or _is_ignored(work_tree, path)
         head, changed = _read_state(work_tree, at_once=is_ignored)
-        # HEAD is asked for last: what the next commit brings is no change of the user's.
-        if changed == [_IGNORE_FILE] and (_finish_commit(work_tree, head) or _has_moved(work_tree, head)):
-            continue
+        if head is None:
+            return _prepare_repository(
+                _ask_top(work_tree), experiments_directory, make_directory, allow_dirty
+            )
+        if changed == [_IGNORE_FILE] and head.sha != finished:
+            # HEAD is asked for last: what the next commit brings is not a change of the user's.
+            finished = head.sha
+            if _finish_commit(work_tree, head) or _has_moved(work_tree, head):
+                continue
         if changed:
             raise DirtyRepoException(changed, head.sha, work_tree)
         make_directory()  # before the commit, and once more after it, which changes nothing
         if is_ignored:
             return head
-        _commit_line(work_tree, head, _escape_pattern(path))
-
-
-def _differs_only_by_our_commits(work_tree, recorded, head):
-    return False
+        if _commit_line(work_tree, head, _escape_pattern(path), experiments_directory):
+            path = None
 
 
 # === Arguments ================================================================
@@ -3074,6 +3089,7 @@ class Experiment:
             head = _prepare_repository(
                 self.repo_directory, directory, lambda: _make_directories(directory, undo), allow_dirty
             )
+            self.repo_directory = head.work_tree
             record = _Record({"githead-sha": head.sha, "githead-message": head.message}, description)
             with _Hold():
                 if not record.create(directory, name, args, default_args, undo):
