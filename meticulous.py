@@ -2087,9 +2087,9 @@ _TOOL = 4  # of sys.monitoring; 0, 1, 2 and 5 are for debuggers, coverage, profi
 class _ExitCode:
     """What is known of the exit code; all copies of this file in a process share one.
 
-    open_copies: how many of them have open experiments. asked: the STATUS for the code, once Python has asked
-    a SystemExit for it. raised: (instruction of *frame*, the same) of the latest sys.exit(). called: the same of
-    the latest SystemExit that *frame* itself made. frame: the one whose end is the program's.
+    open_copies: how many of them have open experiments. frame: the one whose end is the program's. asked: the
+    STATUS for the code, once Python has asked a SystemExit for it. raised: the instruction of *frame*, and the
+    STATUS, of the latest sys.exit(). called: the same of the latest SystemExit that *frame* itself made.
     """
 
     def __init__(self):
@@ -2119,7 +2119,7 @@ _Exit.__module__ = "builtins"
 
 
 def _wrap_exit(owner, name):
-    """Have the function *owner*.*name* raise an _Exit in place of a SystemExit while an experiment is open."""
+    """Make *owner*.*name* raise an _Exit in place of a SystemExit while an experiment is open."""
     import functools
 
     original = getattr(owner, name)
@@ -2143,10 +2143,10 @@ def _wrap_exit(owner, name):
     setattr(owner, name, exit_noticed)
 
 
-def _unwrap_exit(owner, name):
-    wrapper = getattr(owner, name)
-    if hasattr(wrapper, "exit_code") and not _exit_code.open_copies:
-        setattr(owner, name, wrapper.__wrapped__)
+def _list_exits():
+    """Return owner and name of sys.exit, and of what the builtins exit and quit call."""
+    quitter = getattr(sys.modules.get("_sitebuiltins"), "Quitter", None)
+    return [(sys, "exit")] + ([(quitter, "__call__")] if quitter else [])
 
 
 def _is_multiprocessing_child():
@@ -2164,13 +2164,12 @@ def _list_frames(frame):
 
 
 def _is_subinterpreter():
+    from importlib import import_module
+
     try:
-        import _interpreters as interpreters  # Python 3.13
-    except ImportError:
-        try:
-            import _xxsubinterpreters as interpreters  # Python 3.8
-        except ImportError:
-            return False
+        interpreters = import_module("_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters")
+    except ImportError:  # before Python 3.8
+        return False
     return interpreters.get_current() != interpreters.get_main()
 
 
@@ -2209,7 +2208,7 @@ def _find_program():
     frames = _list_main_frames()
     mains = [frame for frame in frames if _is_main(frame)]
     scripts = [frame for frame in mains if frame.f_globals.get("__file__") == frame.f_code.co_filename]
-    frame = next(iter(scripts or mains[-1:] or frames[-1:]), None)
+    frame: "Any" = next(iter(scripts or mains[-1:] or frames[-1:]), None)
     if _is_multiprocessing_child():
         frame = next((frame for frame in frames if frame.f_code.co_name == "_bootstrap"), frame)
     elif frame is not None and _is_launcher(frame):
@@ -2329,7 +2328,7 @@ def _describe_program_ending():
         )
     # Python sets it before it calls the excepthook. Others (pytest, IPython) set it too, but to one that
     # begins where they caught the exception, deeper than the main module.
-    tb = getattr(sys, "last_traceback", None)
+    tb: "Any" = getattr(sys, "last_traceback", None)
     # A program that embeds Python may run code twice, and an interactive shell goes on after a mistake.
     is_later_run = tb is not None and tb.tb_frame.f_globals is frame.f_globals and not hasattr(sys, "ps1")
     if _goes_through(tb, frame) or (is_later_run and tb.tb_frame.f_back is None and not code.is_shell):
@@ -2381,7 +2380,7 @@ _wrap_exit(sys, "exit")
 
 
 def _end_all(describe, *arguments):
-    """End every open experiment of this process, the latest first, with the status that *describe* returns."""
+    """End all open experiments, the latest first, with the status that *describe* returns."""
     is_interrupt = isinstance(getattr(sys, "last_value", None), KeyboardInterrupt) and _goes_through(
         sys.last_traceback, _exit_code.frame
     )
@@ -2413,28 +2412,20 @@ def _die_of(signum, frame):
     os.kill(os.getpid(), signum)
 
 
-def _has_default_action(signum, status):
-    """Return whether a signal has no handler in Python or in C; *status* is as in proc(5)."""
-    import signal
-
-    handler = signal.getsignal(signum)
-    if handler is not signal.SIG_DFL:
-        return handler is _die_of  # left from before, because the last finish() was in a thread
-    # signal.getsignal() does not know of handlers in C, for example of a user's faulthandler.register().
-    caught = status.partition("SigCgt:")[2].split()[:1]
-    return not caught or not int(caught[0], 16) >> (signum - 1) & 1
-
-
 def _set_signals(undo):
+    """Handle SIGTERM and SIGHUP where their action is the default one, and only in the main thread."""
     import signal
 
-    status = _read_text("/proc/self/status")
+    # signal.getsignal() does not know of handlers in C, for example of a user's faulthandler.register().
+    caught = re.findall(r"SigCgt:\s*(\w+)", _read_text("/proc/self/status")) or ["0"]
     for signum in (signal.SIGTERM, signal.SIGHUP):
-        if _has_default_action(signum, status):
+        handler = signal.getsignal(signum)
+        # Ours is left from before, if the last finish() was in a thread.
+        if handler is _die_of or (handler is signal.SIG_DFL and not int(caught[0], 16) >> (signum - 1) & 1):
             try:
                 signal.signal(signum, _die_of)
             except ValueError:
-                return  # not in the main thread
+                return
             undo.callback(_reset_signal, signum)
 
 
@@ -2458,13 +2449,9 @@ def _set_hooks():
     hooks = ExitStack()
     _exit_code.open_copies += 1
     _find_program()
-    exits = [(sys, "exit")]
-    if "_sitebuiltins" in sys.modules:
-        exits.append((sys.modules["_sitebuiltins"].Quitter, "__call__"))  # of the builtins exit and quit
-    for owner, name in exits:
+    for owner, name in _list_exits():
         _wrap_exit(owner, name)
-        hooks.callback(_unwrap_exit, owner, name)
-    hooks.callback(_forget_exit_code)
+    hooks.callback(_release_exit_code)
     if _is_multiprocessing_child():
         from multiprocessing.util import Finalize
 
@@ -2482,10 +2469,14 @@ def _set_hooks():
     return hooks
 
 
-def _forget_exit_code():
+def _release_exit_code():
     _exit_code.open_copies -= 1
     if not _exit_code.open_copies:
         vars(_exit_code).update(vars(_ExitCode()))
+        for owner, name in _list_exits():
+            wrapper = getattr(owner, name)
+            if hasattr(wrapper, "exit_code"):
+                setattr(owner, name, wrapper.__wrapped__)
 
 
 def _register_at_fork(before, in_parent, in_child):
@@ -2525,7 +2516,7 @@ def _watch_forks():
             masks[get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGHUP))
 
     def unblock():
-        if get_ident() in masks:
+        if masks:
             signal.pthread_sigmask(signal.SIG_SETMASK, masks.pop(get_ident()))
 
     def forget():
@@ -2544,7 +2535,7 @@ _watches_forks: "List[bool]" = []
 
 
 def _watch(experiment):
-    """Have experiment._end(status, is_exit=True) called when this process ends, unless _unwatch() comes first."""
+    """Call experiment._end(status, is_exit=True) when this process ends, unless _unwatch() comes first."""
     with _session.lock:
         if not _watches_forks:
             _watch_forks()
@@ -2581,7 +2572,7 @@ _told_ranks: "List[int]" = []
 
 
 def _is_other_rank():
-    """Return whether another process of the same parallel run records it; the first time, say so on stderr."""
+    """Return whether another process of the same parallel run records it; warn the first time."""
     rank = _find_rank()
     if rank is None or rank[0] == 0:
         return False
@@ -2706,8 +2697,8 @@ class _Record:
     def create(self, directory, name, args, default_args, undo):
         """Make the folder *name*, or the next numbered one; return False if *name* is there already.
 
-        It is built under a hidden name. The rename is the claim: it replaces an empty directory, and of several
-        processes one succeeds (rename(2), also on NFS).
+        It is built under a hidden name. The rename is the claim (rename(2), also on NFS): it replaces an empty
+        directory, and of several processes one succeeds.
         """
         from contextlib import ExitStack
 
@@ -2773,7 +2764,7 @@ class _Record:
         self._write("metadata.json", _to_bytes(self.metadata))
 
     def _replace_streams(self):
-        """Copy the files of output, so that a process of a node that was called dead writes into ours no more."""
+        """Copy the files of output: a process of a node that was called dead may still write into the old ones."""
         import shutil
 
         for name in ("stdout", "stderr", "metrics.jsonl"):
@@ -2833,7 +2824,7 @@ class _Record:
             self._step = int(steps[-1]) if steps else -1
 
     def write_end(self, status):
-        """Write how the attempt ended, and when. STATUS belongs to the newest attempt, which may be another."""
+        """Write how and when the attempt ended. STATUS belongs to the newest attempt, which may be another."""
         if self._metrics is not None:
             self._metrics.close()
             self._metrics = None
@@ -2885,7 +2876,7 @@ class Experiment:
     experiments_directory: where the folders are; relative to *project_directory*, or absolute.
     experiment_id: None for the next number; otherwise the experiment to start, or to resume if it is there.
     description: what the run is for, in words.
-    norecord: touch nothing at all; files are opened in the current directory. METICULOUS_NORECORD=1 does the same.
+    norecord: touch nothing at all; files are opened in the current directory; also with METICULOUS_NORECORD=1.
     allow_dirty: record a snapshot of a work tree with changes; so does METICULOUS_ALLOW_DIRTY=1.
 
     Raises DirtyRepoException, GitException, InvalidIdException, InvalidArgsException, RunningException,
@@ -3042,10 +3033,10 @@ class Experiment:
                     del self._given[:]
 
     def log(self, values: "Optional[Mapping[str, Any]]" = None, step: "Any" = None, **more: "Any") -> None:
-        """Append one step of the metrics to metrics.jsonl: log(step=3, loss=0.3) or log({"loss": 0.3}, step=3).
+        """Append one step of the metrics to metrics.jsonl: log({"loss": 0.3}, step=3) or log(step=3, loss=0.3).
 
-        step: a number; one more than the last if it is left out, from 0. NaN is stored as null. A full disk does
-        not raise. Raises InvalidArgsException for what has no form in JSON.
+        step: a number; one more than the last if it is left out, from 0. NaN is stored as null. Nothing is
+        raised for a full disk. Raises InvalidArgsException for what has no form in JSON.
         """
         if not self.is_recording:
             return
