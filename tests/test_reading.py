@@ -8,6 +8,8 @@ import pickle
 import shutil
 import socket
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -200,23 +202,6 @@ def test_a_running_record_that_names_no_process_may_be_running(directory, attemp
     reader = ExperimentReader(write_experiment(directory, 1, status="RUNNING", attempts=attempts))
     assert reader.status == "RUNNING?"
     assert reader.duration is None or reader.duration > 0
-
-
-@pytest.mark.parametrize(
-    "title",
-    [
-        'Thread 0x01 (most recent call first):\n  File "a.py", line 1 in other\n\nCurrent thread 0x02 ',
-        "Stack ",
-    ],
-    ids=["all threads", "one thread"],
-)
-def test_a_signal_that_found_the_process_in_a_c_call_is_told(directory, title):
-    folder = write_experiment(directory, 1, status="RUNNING")
-    (folder / ".signals").write_text(
-        title + '(most recent call first):\n  File "b.py", line 2 in step\n  File "b.py", line 9 in main\n'
-    )
-    reader = ExperimentReader(folder)
-    assert (reader.status, reader.status_message) == ("DEAD", "SIGTERM in step, b.py line 2")
 
 
 class Slurm:
@@ -471,7 +456,6 @@ BAD = {
     "NUL": (put("args.json", b"\0" * 100), ["args.json"]),
     "deep": (put("summary.json", b'{"a":' + b"[" * 200000), ["summary.json"]),
     "a long number": (put("summary.json", b'{"a": 1' + b"0" * 20 + b"x}"), ["summary.json"]),
-    "50 MB": (put("summary.json", b'{"a": "' + b"x" * 50000000 + b'"}'), ["summary.json"]),
     "a directory": (make_directory, ["args.json"]),
     "a pipe": (make_pipe, ["summary.json"]),
     "a link to itself": (make_loop, ["metadata.json"]),
@@ -508,7 +492,10 @@ def test_a_bad_folder_is_read_as_far_as_it_goes(directory, name):
 @pytest.mark.skipif(
     not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can become somebody else"
 )
-def test_folders_without_permission_do_not_stop_the_others(repo, directory):
+def test_folders_without_permission_do_not_stop_the_others(repo, request):
+    directory = Path(tempfile.mkdtemp())  # tmp_path is in a folder that others may not enter
+    request.addfinalizer(lambda: shutil.rmtree(str(directory)))
+    os.chmod(str(directory), 0o755)
     for name in (1, 2, 3):
         write_experiment(directory, name)
     os.chmod(str(directory / "1"), 0)
