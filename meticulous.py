@@ -2647,7 +2647,9 @@ def _parse_time(text):
     from datetime import datetime
 
     try:
-        # Not fromisoformat(), which Python 3.6 lacks; the package leaves out microseconds that are 0.
+        if sys.version_info >= (3, 7):
+            return datetime.fromisoformat(text).timestamp()
+        # The package leaves out microseconds that are 0.
         fields: "Any" = map(int, re.split("[-T:.]", text))
         return datetime(*fields).timestamp()
     except (OSError, OverflowError, TypeError, ValueError):
@@ -2674,14 +2676,18 @@ def _is_number(value):
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _dump_json(value, indent=None):
+def _differ(value, other):
+    return value != other and repr(value) != repr(other)  # NaN, also in a list, is not a difference
+
+
+def _dump_json(value, **options):
     """Return valid JSON: NaN and infinity become null, and what is nested too deeply '...'."""
     import json
 
     try:
-        return json.dumps(value, indent=indent, allow_nan=False)
+        return json.dumps(value, allow_nan=False, **options)
     except (ValueError, RecursionError):
-        return json.dumps(_simplify(value, _DEEPEST), indent=indent)
+        return json.dumps(_simplify(value, _DEEPEST), **options)
 
 
 def _simplify(value, levels):
@@ -2700,7 +2706,7 @@ def _dump_cell(value):
         return value
     if value is None:
         return ""
-    return _dump_json(value) if isinstance(value, (dict, list)) else str(value)
+    return _dump_json(value, ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
 
 
 def _show_controls(text):
@@ -2712,9 +2718,7 @@ def _show_controls(text):
 
 def _format_value(value, digits=15):
     """Format a value for people, floats with at most so many digits."""
-    if isinstance(value, float):
-        return "%.*g" % (digits, value)
-    return _show_controls(_dump_cell(value))
+    return "%.*g" % (digits, value) if isinstance(value, float) else _dump_cell(value)
 
 
 def _is_ascii(text):
@@ -2732,22 +2736,30 @@ def _width(text):
 
 def _cut(text, width):
     """Cut *text* to *width* cells of a terminal, with '...' in the place of what was cut."""
-    if _width(text) <= width:
+    from itertools import accumulate
+
+    short = text[: 4 * width]  # no character takes less than a cell for long
+    if short == text and _width(text) <= width:
         return text
     end = "..."[:width]
-    text = text[: width - len(end)]
-    while _width(text) > width - len(end):
-        text = text[:-1]
-    return text + end
+    kept = sum(total <= width - len(end) for total in accumulate(map(_width, short)))
+    return short[:kept] + end
 
 
 # === Records on disk ==========================================================
 # Read records: each file when an attribute first needs it, and as far as possible.
 
 _TAIL = 64 * 1024
+_WAIT_S = 2  # after that, what is waited for is named
+_FRESH_S = 60  # a sign of life that is younger contradicts a scheduler
 # Without O_NONBLOCK, a named pipe in the place of a file would block every listing.
 _READ_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _HEADER = ("expid", "sha", "start_time", "status", "status_message")
+# A job, a task of an array, a component of a heterogeneous job, a step.
+_JOB_NAMES = (
+    "{slurm-job-id} {slurm-array-job-id} {slurm-array-job-id}_{slurm-array-task-id} {slurm-het-job-id}"
+    " {slurm-het-job-id}+{slurm-het-job-offset} {slurm-job-id}.{slurm-step-id}"
+)
 _GROUPS = ["header", "args", "default_args", "metadata", "summary"]
 
 if TYPE_CHECKING:
@@ -2832,7 +2844,9 @@ class ExperimentReader:
         """The content of metadata.json, with the command as one string."""
         metadata = self._read_json("metadata.json") or {}
         if isinstance(metadata.get("command"), list):
-            metadata["command"] = " ".join(map(str, metadata["command"]))
+            from shlex import quote
+
+            metadata["command"] = " ".join(quote(str(word)) for word in metadata["command"])
         return metadata
 
     @_lazy
@@ -2872,25 +2886,23 @@ class ExperimentReader:
                 start, end = self._find_start(attempt), _parse_time(attempt.get("end-time"))
                 if end is None and attempt is self.attempts[-1]:
                     end = time.time() if self.status == "RUNNING" else _last_sign_of_life(self.curexpdir)
-                seconds = None if start is None or end is None else end - start
+                seconds = None if start is None or end is None else max(0, end - start)
             found.append(seconds)
         known = [seconds for seconds in found if seconds is not None]
         return sum(known) if known else None
 
-    @property
+    @_lazy
     def attempts(self) -> "List[Dict[str, Any]]":
         """The attempts; that of a record without a list, one by the package, is metadata itself."""
         return _get_attempts(self.metadata) or [self.metadata]
 
     @property
     def jobs(self) -> "List[str]":
-        """The names of the Slurm job that it ran in: 1234, and 1230 and 1230_7 for a task of an array."""
+        """The names of the Slurm jobs that it ran in."""
+        from collections import defaultdict
+
         place = self.metadata.get("place")
-        job, array, task = (
-            str(place.get("slurm-" + name)) if isinstance(place, dict) else "None"
-            for name in ("job-id", "array-job-id", "array-task-id")
-        )
-        return [job, array, f"{array}_{task}"]
+        return _JOB_NAMES.format_map(defaultdict(str, place)).split() if isinstance(place, dict) else []
 
     @property
     def sort_key(self) -> "Any":
@@ -2914,7 +2926,7 @@ class ExperimentReader:
 
     def refresh_status(self) -> None:
         """Forget STATUS, and metadata.json with it."""
-        for name in ("status", "status_message", "_outcome", "metadata", "duration"):
+        for name in ("status", "status_message", "_outcome", "metadata", "attempts", "duration"):
             self.__dict__.pop(name, None)
 
     def refresh_summary(self) -> None:
@@ -2974,24 +2986,40 @@ class ExperimentReader:
             outcome, attempt = self._read_status(), self.attempts[-1]
             if outcome[0] != "RUNNING":
                 return outcome
-            is_running = None
-            # If STATUS says RUNNING after an attempt has ended, the next one is about to begin.
-            if "host" in attempt and "end-time" not in attempt:
-                # The scheduler's answer may be older than an attempt that has begun since.
-                is_running = _is_running(attempt, self._shared.scheduler if seen in (None, attempt) else None)
+            # The scheduler's answer may be older than an attempt that has begun since.
+            is_running = self._is_running(attempt, seen in (None, attempt))
             if is_running:
                 return outcome
             if seen is not None:
-                return "RUNNING?" if is_running is None else "DEAD", self._describe_sign(attempt)
+                return self._describe_end(attempt, is_running)
             # It may have ended since STATUS was read, or gone on in another process: look once more.
             seen = attempt
             self.__dict__.pop("metadata", None)
+            self.__dict__.pop("attempts", None)
 
-    def _describe_sign(self, attempt):
+    def _is_running(self, attempt, may_ask):
+        # If STATUS says RUNNING after an attempt has ended, the next one is about to begin.
+        if "host" not in attempt or "end-time" in attempt:
+            return None
+        from threading import Timer
+
+        timer = Timer(_WAIT_S, _warn, ["waiting for Slurm, which is asked whether jobs still run ..."])
+        try:
+            timer.start()
+            return _is_running(attempt, self._shared.scheduler if may_ask else None)
+        finally:
+            timer.cancel()
+
+    def _describe_end(self, attempt, is_running):
+        """Return the status and the message of a process that is not known to run."""
         sign = _last_sign_of_life(self.curexpdir)
-        age = "" if sign is None else _format_duration(time.time() - sign)
-        message = f"last sign of life {age} ago" if age else "no sign of life"
-        return message + (f" on {attempt['host']}" if isinstance(attempt.get("host"), str) else "")
+        age = _FRESH_S if sign is None else time.time() - sign
+        message = "no sign of life" if sign is None else f"last sign of life {_format_duration(age)} ago"
+        if isinstance(attempt.get("host"), str):
+            message += f" on {attempt['host']}"
+        # Slurm calls a node dead while its processes still live; only our own process table is certain.
+        is_certain = age >= _FRESH_S or _agree(attempt, _describe_process(), "host", "boot", "pid-namespace")
+        return "DEAD" if is_running is False and is_certain else "RUNNING?", message
 
     @staticmethod
     def _find_start(attempt):
@@ -3019,8 +3047,7 @@ def _is_experiment(entry):
 def _read_folders(directory, make_reader=ExperimentReader):
     """Yield a reader of each experiment in *directory*, in any order. Raises FolderException."""
     shared = _Shared()
-    # A reader stays valid when the program changes its directory.
-    prefix = os.path.join(os.path.abspath(directory), "")
+    prefix = os.path.join(directory, "")
     for name in _list_folders(directory):
         reader = make_reader(prefix + name)
         reader._shared = shared
@@ -3084,11 +3111,13 @@ class Experiments:
         self.project_directory = project_directory
         self.experiments_directory = experiments_directory or os.path.join(project_directory, "experiments")
         self.reader = reader
+        # Readers stay valid when the program changes its directory.
+        self._directory = os.path.abspath(self.experiments_directory)
         self.refresh_experiments()
 
     def refresh_experiments(self) -> None:
         """List the directory again, and forget what was read."""
-        readers = _read_folders(self.experiments_directory, self.reader)
+        readers = _read_folders(self._directory, self.reader)
         self._readers = {os.path.basename(reader.curexpdir): reader for reader in readers}
         self.__dict__.pop("experiments", None)
 
@@ -3113,15 +3142,18 @@ class Experiments:
         return f"<Experiments in {self.experiments_directory!r}>"
 
     def find(self, text: str) -> "List[ExperimentReader]":
-        """Return the readers that *text* may mean: an id, the beginning of ids, or -1, the latest."""
-        if text in self:
-            return [self[text]]
+        """Return the readers that *text* may mean: an id, the beginning of one, or -1, the latest.
+
+        A number is only the id that it is: `path 1` must not find 12.
+        """
+        if text in self or text.isdigit():
+            return [self[text]] if text in self else []
         if re.match("-[1-9][0-9]*$", text):
             return list(self)[int(text) :][:1] if -int(text) <= len(self) else []
         return [self[name] for name in sorted(self._readers) if name.startswith(text)]
 
     def find_job(self, job: str) -> "List[ExperimentReader]":
-        """Return the readers of what ran as the Slurm job *job*, 1234 or 1234_7."""
+        """Return the readers of what ran as the Slurm job *job*: 1234, 1234_7, 1234+1 or 1234.0."""
         return [reader for reader in self if job in reader.jobs]
 
     def rows(self, normalize_json_values: int = 0) -> "List[Dict[str, Any]]":
@@ -3237,12 +3269,12 @@ def _choose_columns(rows, columns, prefixes):
 
 def _is_changed(row, column):
     """Return whether an argument is not the default; also if the default is unknown."""
-    return "default_" + column not in row or row.get(column) != row["default_" + column]
+    return "default_" + column not in row or _differ(row.get(column), row["default_" + column])
 
 
 def _is_telling(rows, column):
     """Return whether an argument differs between rows or, where it is known, from the default."""
-    if any(row.get(column) != rows[0].get(column) for row in rows):
+    if any(_differ(row.get(column), rows[0].get(column)) for row in rows):
         return True
     known = [row for row in rows if "default_" + column in row]
     return any(_is_changed(row, column) for row in known) or (len(rows) == 1 and not known)
@@ -3318,7 +3350,7 @@ def _list_differences(rows):
     differences = []
     for column in _find_columns(rows):
         first, second = values = [row.get(column) for row in rows]
-        if first != second and re.match(_COMPARED, column):
+        if _differ(first, second) and re.match(_COMPARED, column):
             try:
                 change = float(second - first) if _is_number(first) and _is_number(second) else None
             except OverflowError:
@@ -3421,12 +3453,12 @@ def _check_types(rows, node, other):
     if node.kind != "Name":
         return
     kinds = {_type(row.get(node.column)) for row in rows} - {"nothing"}
-    for part in other.parts if other.kind in ("List", "Tuple") else [other]:
-        constant = getattr(part, "value", None)
-        if kinds and constant is not None and not kinds & {_type(constant), "list"}:
-            problem = f"{node.column} is a {min(kinds)}, and {constant!r} a {_type(constant)}"
-            hint = f": write '{constant}'" if kinds == {"text"} and _is_number(constant) else ""
-            raise QueryException(f"{problem}{hint}.")
+    parts = other.parts if other.kind in ("List", "Tuple") else [other]
+    constants = [getattr(part, "value", None) for part in parts]
+    if kinds and constants and not any(c is None or kinds & {_type(c), "list"} for c in constants):
+        problem = f"{node.column} is a {min(kinds)}, and {constants[0]!r} a {_type(constants[0])}"
+        hint = f": write '{constants[0]}'" if kinds == {"text"} and _is_number(constants[0]) else ""
+        raise QueryException(f"{problem}{hint}.")
 
 
 def _evaluate(node, row):
@@ -3484,6 +3516,8 @@ def _compare(node, left, right):
     import operator
 
     kind = type(node).__name__
+    if isinstance(right, list) and not isinstance(left, list):
+        kind = {"Eq": "In", "NotEq": "NotIn"}.get(kind, kind)  # as in pandas
     if kind in ("Eq", "NotEq", "Is", "IsNot"):
         return (left == right) == (kind in ("Eq", "Is"))
     if kind in ("In", "NotIn"):
@@ -3506,6 +3540,7 @@ _TITLES = {
 }
 _COLORS = {"SUCCESS": "32", "RUNNING": "36", "ERROR": "31", "DEAD": "31", "RUNNING?": "33", "UNKNOWN": "33"}
 _WIDEST_CELL = 40
+_LONGEST_LINE = 1000
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX.update((c, "\\" + c) for c in "&%$#_{}")
 # A bracket or star at the start of a line is an option of the line break before it.
@@ -3531,7 +3566,7 @@ def _format_csv(rows, columns):
 def _format_json(rows, names, **more):
     """Format rows in the one shape of JSON that everything here has: {"rows": [{"args.lr": 0.1}], ...}."""
     chosen = [{name: row[name] for name in names if name in row} for row in rows]
-    return _dump_json({"rows": chosen, **more}, 2)
+    return _dump_json({"rows": chosen, **more}, indent=2)
 
 
 def _format_markdown(rows, columns):
@@ -3551,31 +3586,6 @@ def _format_latex(rows, columns):
     return begin + head + "\\hline\n" + "".join(lines) + "\\hline\n\\end{tabular}\n"
 
 
-_FORMATS: "Dict[str, Any]" = {
-    "csv": _format_csv,
-    "json": _format_json,
-    "md": _format_markdown,
-    "tex": _format_latex,
-    "pd": None,
-}
-
-
-def _find_format(path):
-    return os.path.splitext(path)[1][1:].lower()
-
-
-def _export(path, rows, columns, levels, is_flat):
-    """Write a table to the file *path*, in the format of its extension."""
-    format_rows = _FORMATS[_find_format(path)]
-    try:
-        if format_rows:
-            _write_file(path, format_rows(rows, columns).encode("utf-8", "backslashreplace"))
-        else:
-            _to_dataframe(rows, levels, is_flat, columns).to_pickle(path)
-    except OSError as error:
-        raise FolderException(path, f"can't be written: {_explain(error)}.", error.errno) from error
-
-
 def _split_title(column, is_flat):
     """Split a column's name into what stands above it in two lines."""
     group, _, name = column.partition(".")
@@ -3592,7 +3602,7 @@ def _format_column(rows, column, titles):
     if kinds != {str} or not "".join(values).isprintable():
         # Results are measured, arguments are chosen: only the former are rounded.
         digits = 5 if column.startswith("summary.") else 15
-        texts = [_format_value(value, digits) for value in values]
+        texts = [_show_controls(_format_value(value, digits)[:_LONGEST_LINE]) for value in values]
     is_numeric = kinds <= {int, float, type(None)} or "".join(texts).isdigit()
     if is_numeric:
         # Padded after the point to one length.
@@ -3626,7 +3636,8 @@ def _fit_columns(columns, widths, width, has_messages):
         if column is not None and (widths[column] + 2 <= left or not chosen):
             chosen.append(column)
             left -= widths[column] + 2
-    return [column for column in columns if column in chosen]
+    taken = set(chosen)
+    return [column for column in columns if column in taken]
 
 
 def _format_table(rows, columns, width=None, is_flat=False, colors=False, messages=()):
@@ -3644,14 +3655,15 @@ def _format_table(rows, columns, width=None, is_flat=False, colors=False, messag
     lines = ["  ".join(line).rstrip() for line in zip(*(cells[column] for column in shown))]
     for number, message in enumerate(messages, 2):
         if message:
-            lines[number] += "  " + _show_controls(message)
+            lines[number] += "  " + _show_controls(message[:_LONGEST_LINE])
     if width:
         lines = [_cut(line, width) for line in lines]
     if colors:
         pattern = rf"(?<= )({'|'.join(map(re.escape, _COLORS))})(?= |$)"
         color = lambda match: f"\x1b[{_COLORS[match.group()]}m{match.group()}\x1b[0m"  # noqa: E731
         lines = [re.sub(pattern, color, line, count=1) for line in lines]
-    omitted = [_show_controls(column) for column in columns if column not in shown]
+    fits = set(shown)
+    omitted = [_show_controls(column) for column in columns if column not in fits]
     if omitted:
         lines.append(_cut(f"Not shown ({len(omitted)}), for want of width: {', '.join(omitted)}", width))
     return lines if lines[0] else lines[1:]
@@ -3666,12 +3678,14 @@ def _shorten_times(rows):
 
 
 def _format_pairs(title, pairs):
-    """Yield a title and a line for each name and string, the strings below each other."""
-    pairs = [(_show_controls(name), _show_controls(text)) for name, text in pairs]
+    """Yield a title and lines for each name and string, the strings below each other."""
+    pairs = [(_show_controls(name), text) for name, text in pairs]
     longest = max((_width(name) for name, _ in pairs), default=0)
     yield _show_controls(title) + ("" if pairs else ": none")
     for name, text in pairs:
-        yield f"{name}{' ' * (longest - _width(name))}  {text}"
+        for line in text.rstrip("\n").split("\n"):
+            yield f"{name}{' ' * (longest - _width(name))}  {_show_controls(line)}"
+            name = ""
 
 
 def _format_difference(values, difference):
@@ -3701,7 +3715,8 @@ def _format_experiment(reader, row, texts):
         if any(lines):
             yield from ("", title)
             # A progress bar: what the carriage returns left to be seen.
-            yield from ("  " + _show_controls(line.rstrip("\r").rpartition("\r")[2]) for line in lines)
+            seen = (line.rstrip("\r").rpartition("\r")[2] for line in lines)
+            yield from ("  " + _show_controls(_cut(line, _LONGEST_LINE)) for line in seen)
 
 
 def _take_group(row, group):
@@ -3933,6 +3948,46 @@ def _run(words):
 _FOUND, _NOTHING_FOUND, _WRONG = 0, 1, 2
 _TAIL_LINES = 10
 _FRONT = ["header.expid", "header.status", "header.start_time", "header.duration"]
+_FORMATS: "Dict[str, Any]" = {
+    "csv": _format_csv,
+    "json": _format_json,
+    "md": _format_markdown,
+    "tex": _format_latex,
+    "pd": None,
+}
+# Options and operands of commands: name, value and help. N is a number, three dots mean one value or more.
+_COMMON = """
+--json                   -           print JSON: {"rows": [{"args.lr": 0.1, ...}], ...}
+--project-directory      DIR         look for 'experiments' from here upwards
+--experiments-directory  DIR         where the experiments are
+"""
+_LISTING = """
+directory                DIRECTORY   where the experiments are; default: the project's 'experiments'
+--filter                 EXPRESSION  only rows where it is true: 'args.lr < 1 and args.seed == 3'
+--groupby                COLUMN...   a row for each value: mean, std, count
+--sort                   COLUMN...   sort, largest first
+--sort-reverse           COLUMN...   sort, smallest first
+--tail                   N           only the last N rows
+--columns                PREFIX...   only columns whose names begin so
+--args                   none|truncated|non-default|all  which arguments to show
+--list-columns           -           print the names of the columns
+--normalize-json-values  N           make N levels of dicts columns
+--flat-cols              -           write titles as names: args.lr
+--export                 FILE        write FILE.csv, .json, .md, .tex or .pd (for pandas); - is CSV on stdout
+--version                -           print the version, and git's hash of this very file
+"""
+_EPILOG = """\
+commands (meticulous COMMAND --help describes each):
+  show   Show everything about one experiment.
+  diff   Compare two experiments: arguments, results and commits.
+  path   Print the path of an experiment's folder.
+  run    Record any command: run [OPTIONS] -- COMMAND [ARGUMENT ...]
+
+An ID is a number, or the unambiguous beginning of another name; -1 is the
+latest; what has a slash in it is the path of an experiment's folder.
+Columns are named header.status, args.lr, summary.loss; see --list-columns.
+Exit code: 0 fine, 1 nothing found, 2 wrong use or error.
+"""
 
 
 class _NothingFound(QueryException):
@@ -3943,48 +3998,16 @@ def _print(lines):
     sys.stdout.write(_encodable("".join(line + "\n" for line in lines), sys.stdout))
 
 
-# Options and operands of commands: name, value and help. N is a number, three dots mean one value or more.
-_COMMON = """
---json                   -           print JSON: {"rows": [{"args.lr": 0.1, ...}], ...}
---project-directory      DIR         look for 'experiments' from here upwards
-"""
-_LISTING = """
-experiments_directory    DIRECTORY   default: the project's 'experiments'
---filter                 EXPRESSION  only rows where it is true: 'args.lr < 1 and args.seed == 3'
---groupby                COLUMN...   a row for each value: mean, std, count
---sort                   COLUMN...   sort, largest first
---sort_reverse           COLUMN...   sort, smallest first
---tail                   N           only the last N rows
---columns                PREFIX...   only columns whose names begin so
---args                   none|truncated|non-default|all  which arguments to show
---list_columns           -           print the names of the columns
---normalize_json_values  N           make N levels of dicts columns
---flat_cols              -           write titles as names: args.lr
---export                 FILE        write FILE.csv, .json, .md, .tex, or .pd (a pickle; needs pandas)
---version                -           print the version, and git's hash of this very file
-"""
-_SINGLE = """
---experiments-directory  DIR         where the experiments are
-"""
-_EPILOG = """\
-commands (meticulous COMMAND --help describes each):
-  show   Show everything about one experiment.
-  diff   Compare two experiments: arguments, results and commits.
-  path   Print the path of an experiment's folder.
-  run    Record any command: run [OPTIONS] -- COMMAND [ARGUMENT ...]
-
-An ID may be shortened as long as it is unambiguous; -1 is the latest.
-Columns are named header.status, args.lr, summary.loss; see --list_columns.
-Exit code: 0 fine, 1 nothing found, 2 wrong use or error.
-"""
-
-
 def _parse(name, words):
     """Parse the options and operands of the command *name*."""
     import argparse
     from functools import partial
 
-    parser = argparse.ArgumentParser(
+    class Parser(argparse.ArgumentParser):
+        def error(self, message):
+            super().error(_show_controls(message))
+
+    parser = Parser(
         prog=f"meticulous {name}".strip(),
         epilog=_EPILOG,
         # Given a width, it need not import shutil to ask the terminal.
@@ -4002,71 +4025,57 @@ def _parse(name, words):
         elif "|" in value:
             kind = {"choices": value.split("|")}
         elif option[0] != "-":
-            kind = {"metavar": value, "nargs": "?", "default": ""}
+            kind["nargs"] = "?"
         parser.add_argument(option, help=text, **kind)
-    return parser.parse_args(words)
+    # The package's options are spelled with underscores.
+    return parser.parse_args([re.sub("^--[^=]*", lambda m: m.group().replace("_", "-"), w) for w in words])
 
 
-def _answer(options, answer):
-    """Print what *answer* makes of single experiments."""
+def _find_reader(options, text):
+    """Return the reader of the one experiment that an ID, a path or a job means."""
+    job = getattr(options, "job", "")
+    if bool(text) == bool(job):  # an empty one is an unset variable of a shell
+        raise QueryException("Name an experiment, by its ID or its path; for `show` by --job JOB too.")
+    if os.path.dirname(text) and os.path.exists(os.path.join(text, "STATUS")):
+        return ExperimentReader(os.path.abspath(text))
     directory = options.experiments_directory or _find_directory(options.project_directory)
     experiments = Experiments(experiments_directory=directory)
-    names = [getattr(options, name) for name in ("id", "second") if hasattr(options, name)]
-    readers = [_find_reader(experiments, name, getattr(options, "job", "")) for name in names]
-    rows, more, lines = answer(*readers)
-    _print([_format_json(rows, _find_columns(rows), **more)] if options.json else lines)
-    return _FOUND
-
-
-def _find_reader(experiments, text, job):
-    """Return the reader of the one experiment that an ID or a job means."""
-    if bool(text) == bool(job):  # an empty one is an unset variable of a shell
-        raise QueryException("Name one experiment, by its ID or by --job.")
     readers = experiments.find(text) if text else experiments.find_job(job)
     what = repr(text) if text else f"of job {job}"
     if not readers:
-        raise _NothingFound(f"There is no experiment {what} in {experiments.experiments_directory}.")
+        raise _NothingFound(f"There is no experiment {what} in {directory}.")
     if len(readers) > 1:
         shown = ", ".join(reader.expid for reader in readers[:8]) + (", ..." if len(readers) > 8 else "")
         raise QueryException(f"{text or job!r} may be any of {len(readers)} experiments: {shown}.")
     return readers[0]
 
 
-def _path(options):
-    def answer(reader):
-        path = os.path.abspath(reader.curexpdir)
-        return [{"header.expid": reader.expid, "path": path}], {}, [path]
-
-    return _answer(options, answer)
+def _path(reader):
+    path = os.path.abspath(reader.curexpdir)
+    return [{"header.expid": reader.expid, "path": path}], {}, [path]
 
 
-def _show(options):
-    def answer(reader):
-        row = _read_row(reader)
-        texts = {name.lower(): reader.read_lines(name) for name in ("STATUS", "stdout", "stderr")}
-        texts.update((name, texts[name][-_TAIL_LINES:]) for name in ("stdout", "stderr"))
-        lines = _format_experiment(reader, row, texts)
-        return [row], {"problems": _list_problems([reader]), **texts}, lines
-
-    return _answer(options, answer)
+def _show(reader):
+    row = _read_row(reader)
+    texts = {name.lower(): reader.read_lines(name) for name in ("STATUS", "stdout", "stderr")}
+    texts.update((name, texts[name][-_TAIL_LINES:]) for name in ("stdout", "stderr"))
+    return [row], {"problems": _list_problems([reader]), **texts}, _format_experiment(reader, row, texts)
 
 
-def _diff(options):
-    def answer(*readers):
-        rows = [_read_row(reader) for reader in readers]
-        differences, stat = _list_differences(rows), _diff_commits(readers)
-        pairs = [(d["column"], _format_difference(d["values"], d["difference"])) for d in differences]
-        lines = [*_format_pairs("differences", pairs), "", *map(_show_controls, stat.split("\n"))]
-        return rows, {"differences": differences, "stat": stat, "problems": _list_problems(readers)}, lines
-
-    return _answer(options, answer)
+def _diff(*readers):
+    rows = [_read_row(reader) for reader in readers]
+    differences, stat = _list_differences(rows), _diff_commits(readers)
+    pairs = [(d["column"], _format_difference(d["values"], d["difference"])) for d in differences]
+    title = " -> ".join(reader.expid for reader in readers)
+    lines = [*_format_pairs(title, pairs), "", *map(_show_controls, stat.split("\n"))]
+    return rows, {"differences": differences, "stat": stat, "problems": _list_problems(readers)}, lines
 
 
 def _describe_version():
     """Return the version, and the name that git has for this very file, so that an edited copy shows."""
     from hashlib import sha1
 
-    content = _read_bytes(__file__)
+    content = globals()["__loader__"].get_data(__file__)  # it may be in a zip file
     sha = sha1(b"blob %d\0" % len(content) + content).hexdigest()
     return f"meticulous {__version__}, git blob {sha}"
 
@@ -4077,28 +4086,42 @@ def _list(options):
     if options.version:
         _print([_describe_version()])
         return _FOUND
-    if options.export and _find_format(options.export) not in _FORMATS:
+    export_format = "csv" if options.export == "-" else os.path.splitext(options.export)[1][1:].lower()
+    if options.export and export_format not in _FORMATS:
         raise QueryException(f"--export {options.export!r}: the extension is one of .{', .'.join(_FORMATS)}.")
-    levels = options.normalize_json_values = options.normalize_json_values or 0
+    levels = options.normalize_json_values or 0
     if levels < 0 or (options.tail or 0) < 0:
-        raise QueryException("--tail and --normalize_json_values take no negative numbers.")
+        raise QueryException("--tail and --normalize-json-values take no negative numbers.")
     options.is_for_people = not (options.columns or options.export or options.json or options.list_columns)
     names = [options.filter, *options.groupby, *options.sort, *options.sort_reverse]
     # Metadata has the most columns, and people see none of them.
     needs_metadata = not options.is_for_people or any("metadata" in name for name in names)
     groups = [group for group in _GROUPS if group != "metadata" or needs_metadata]
-    directory = options.experiments_directory or _find_directory(options.project_directory)
+    directory = options.directory or options.experiments_directory
+    directory = directory or _find_directory(options.project_directory)
+    was_enabled = gc.isenabled()
     gc.disable()  # All that is loaded stays: looking for garbage in it would take a tenth of the time.
     try:
         rows, problems = _load_rows(directory, groups, levels)
     finally:
-        gc.enable()
+        if was_enabled:
+            gc.enable()
     columns = _find_columns(rows)
     if rows:
         rows, columns = _arrange(rows, columns, options)
     if not rows and options.tail != 0:
         _warn(f"there are no{' such' if options.filter else ''} experiments in {directory}")
-    _write_listing(rows, columns, problems, options)
+    if options.export:
+        _export(options.export, export_format, rows, columns, levels, options.flat_cols)
+        _warn(f"wrote {len(rows)} rows to {'stdout' if options.export == '-' else options.export}")
+        for line in _format_problems(problems):
+            _warn(line)
+    elif options.list_columns:
+        _print([_format_json([], columns, columns=columns)] if options.json else map(_show_controls, columns))
+    elif options.json:
+        _print([_format_json(rows, columns, problems=problems)])
+    else:
+        _print(_format_listing(rows, columns, options) + _format_problems(problems))
     return _FOUND if rows else _NOTHING_FOUND
 
 
@@ -4107,10 +4130,10 @@ def _arrange(rows, columns, options):
     everything = rows
     keys = [_resolve_column(everything, columns, name) for name in options.groupby]
     if options.filter:
-        rows = _filter_rows(rows, columns, options.filter)
+        rows = _filter_rows(rows, list(columns), options.filter)
     if keys:
         rows = everything = _group_rows(rows, columns, keys)
-        columns = keys + [column for column in _find_columns(rows) if column not in keys]
+        columns = [*keys, *(column for column in _find_columns(rows) if column not in keys)]
     for names, descending in ((options.sort_reverse, False), (options.sort, True)):
         names = [_resolve_column(everything, columns, name) for name in names]
         rows = _sort_rows(rows, names, descending)
@@ -4122,74 +4145,118 @@ def _arrange(rows, columns, options):
     elif options.is_for_people:
         columns = _FRONT + _choose_args(rows, columns, options.args) + results
     elif options.args:
-        others = [c for c in columns if c in keys or not c.startswith(("args.", "default_args."))]
-        head = [c for c in others if c in keys or c.startswith("header.")]
+        is_head = {c: c in keys or c.startswith("header.") for c in columns}
         shown = _choose_args(rows, [c for c in columns if c not in keys], options.args)
-        columns = head + shown + [c for c in others if c not in head]
+        others = [c for c in columns if not (is_head[c] or c.startswith(("args.", "default_args.")))]
+        columns = [c for c in columns if is_head[c]] + shown + others
     if options.columns:
         columns = _choose_columns(everything, columns, options.columns)
     return rows, columns
 
 
-def _write_listing(rows, columns, problems, options):
-    if options.export:
-        _export(options.export, rows, columns, options.normalize_json_values, options.flat_cols)
-        _warn(f"wrote {len(rows)} rows to {options.export}")
-    elif options.list_columns:
-        _print([_format_json([], columns, columns=columns)] if options.json else map(_show_controls, columns))
-    elif options.json:
-        _print([_format_json(rows, columns, problems=problems)])
-    else:
-        _print(_format_listing(rows, columns, problems, options))
+def _export(path, name, rows, columns, levels, is_flat):
+    """Write a table to the file *path*, or to stdout for '-', in the format *name*."""
+    format_rows = _FORMATS[name]
+    try:
+        if path == "-":
+            sys.stdout.write(_encodable(format_rows(rows, columns), sys.stdout))
+        elif format_rows:
+            # Into the file that is there, which may be a link, a pipe, or have permissions of its own.
+            with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+                file.write(format_rows(rows, columns))
+        else:
+            _to_dataframe(rows, levels, is_flat, columns).to_pickle(path)
+    except OSError as error:
+        raise FolderException(path, f"can't be written: {_explain(error)}.", error.errno) from error
 
 
-def _format_listing(rows, columns, problems, options):
-    """Format a table for the terminal that stdout is, or for a pipe, which has no width and no colors."""
-    messages, width, colors = [], None, False
+def _format_problems(problems):
+    """Return the line that names what could not be read, if there is any."""
+    shown = [f"{name} ({'; '.join(notes)})" for name, notes in list(problems.items())[:5]]
+    more = ", ..." if len(problems) > 5 else "."
+    line = f"{len(problems)} could not be read completely: {', '.join(shown)}{more}"
+    return [_show_controls(line)] if problems else []
+
+
+def _format_listing(rows, columns, options):
+    """Format a table for the terminal that stdout is, or for a pipe, which has no width."""
+    messages, width, environment = [], None, os.environ
     if options.is_for_people and not options.groupby:
         messages = [row["header.status_message"] for row in rows]
         _shorten_times(rows)
+    colors = bool(environment.get("FORCE_COLOR"))  # https://force-color.org and https://no-color.org
     if sys.stdout.isatty():
         from shutil import get_terminal_size
 
-        width, colors = get_terminal_size().columns, not os.environ.get("NO_COLOR")
-    lines = _format_table(rows, columns, width, options.flat_cols, colors, messages) if rows else []
-    if problems:
-        shown = [f"{name} ({'; '.join(notes)})" for name, notes in list(problems.items())[:5]]
-        more = ", ..." if len(problems) > 5 else "."
-        lines.append(
-            _show_controls(f"{len(problems)} could not be read completely: {', '.join(shown)}{more}")
-        )
-    return lines
+        width, colors = get_terminal_size().columns, colors or environment.get("TERM") != "dumb"
+    colors = colors and not environment.get("NO_COLOR")
+    return _format_table(rows, columns, width, options.flat_cols, colors, messages) if rows else []
 
 
 _COMMANDS: "Dict[str, Any]" = {
     "": (_list, _LISTING),
-    "show": (_show, _SINGLE + "id ID an experiment\n--job JOB instead of an ID, a Slurm job: 1234 or 1234_7"),
-    "diff": (_diff, _SINGLE + "id A one experiment\nsecond B another one"),
-    "path": (_path, _SINGLE + "id ID an experiment"),
+    "show": (
+        _show,
+        "id ID the experiment\n--job JOB instead of an ID, a Slurm job: 1234, 1234_7, 1234+1, 1234.0",
+    ),
+    "diff": (_diff, "id A one experiment\nsecond B another one"),
+    "path": (_path, "id ID the experiment"),
+    "run": (_run, None),
 }
+
+
+def _command(words):
+    """Run the command that *words* are; returns the exit code."""
+    name = words.pop(0) if words[:1] and words[0] in _COMMANDS else ""
+    if name == "run":
+        return _run(words)
+    if not name and words[:1] and words[0][:1] != "-" and not os.path.isdir(words[0]):
+        known = ", ".join(filter(None, _COMMANDS))
+        raise QueryException(f"{words[0]!r} is not a directory, nor one of the commands: {known}.")
+    options = _parse(name, words)
+    if not name:
+        return _list(options)
+    texts = [getattr(options, operand) for operand in ("id", "second") if hasattr(options, operand)]
+    rows, more, lines = _COMMANDS[name][0](*(_find_reader(options, text) for text in texts))
+    _print([_format_json(rows, _find_columns(rows), **more)] if options.json else lines)
+    return _FOUND
 
 
 def main(argv: "Optional[Sequence[str]]" = None) -> int:
     """List, show or compare experiments, as the command line does; returns the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    name = words.pop(0) if words[:1] == ["run"] or (words and words[0] in _COMMANDS) else ""
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 it is None after `>&-`
+    stdout = sys.stdout
+    sys.stdout = stdout or open(os.devnull, "w")  # noqa: SIM115 it is None after `>&-`
     try:
-        code = _run(words) if name == "run" else _COMMANDS[name][0](_parse(name, words))
+        code = _command(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
         return code
     except MeticulousException as error:
         _warn(str(error))
         return _NOTHING_FOUND if isinstance(error, _NothingFound) else _WRONG
     except OSError as error:
-        # A full disk, or `| head` has seen enough. At its end Python flushes again, and that must not fail.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
+        _discard_output()
+        if isinstance(error, BrokenPipeError):  # `| head` has seen enough
             return _FOUND
         _warn(f"{_explain(error)}.")
         return _WRONG
+    finally:
+        sys.stdout = stdout
+
+
+def _discard_output():
+    """Empty the buffer of stdout, which can't be written, because Python flushes it again at its end."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except (OSError, ValueError):  # a StringIO
+        return
+    kept, null = os.dup(descriptor), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)
+    try:
+        sys.stdout.flush()
+    finally:
+        os.dup2(kept, descriptor)
+        os.close(kept)
+        os.close(null)
 
 
 if __name__ == "__main__":
