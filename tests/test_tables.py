@@ -82,6 +82,10 @@ def choose(text, rows=ROWS):
         ("args.mixed != 'auto' and args.mixed > 0.1", "4"),
         ("args.sizes == [1, 2]", "1"),
         ("2 in args.sizes", "1"),
+        ("args.lr == [0.1, 1]", "134"),
+        ("args.lr != [0.1, 1]", "2"),
+        ("args.lr in [0.1, 'auto']", "14"),
+        ("args.name == ['sgd', None]", "234"),
         ("args.place.host == 'n1'", "4"),
         ("header.expid == '1'", "1"),
         ("header.expid in ['1', \"2\"]", "12"),
@@ -353,6 +357,11 @@ def test_csv_has_json_for_what_it_has_no_form_for():
         ["[1, null]", '{"x": null}', "", "True"],
         ["", "", "", ""],
     ]
+
+
+def test_csv_of_one_column_has_a_line_for_an_empty_value():
+    text = meticulous._format_csv([{"a": ""}, {}, {"a": "\r"}], ["a"])
+    assert list(csv.reader(io.StringIO(text, newline=""))) == [["a"], [""], [""], ["\r"]]
 
 
 def test_json_is_valid_also_for_nan():
