@@ -2749,7 +2749,7 @@ def _cut(text, width):
 # === Records on disk ==========================================================
 # Read records: each file when an attribute first needs it, and as far as possible.
 
-_TAIL = 64 * 1024
+_USUAL_READ = 64 * 1024
 _WAIT_S = 2  # after that, what is waited for is named
 _FRESH_S = 60  # a sign of life that is younger contradicts a scheduler
 # Without O_NONBLOCK, a named pipe in the place of a file would block every listing.
@@ -2786,10 +2786,12 @@ def _read_file(path, limit=None):
     """Return the content of a file, or its last *limit* bytes. Raises OSError."""
     descriptor = os.open(path, _READ_FLAGS)
     try:
-        size = os.fstat(descriptor).st_size  # 0 for what is not a file, a pipe or a device
-        if limit is not None and limit < size:
-            os.lseek(descriptor, -limit, os.SEEK_END)
-        return os.read(descriptor, size)
+        if limit is not None:
+            os.lseek(descriptor, max(0, os.fstat(descriptor).st_size - limit), os.SEEK_SET)
+        content = os.read(descriptor, _USUAL_READ)
+        if len(content) == _USUAL_READ:
+            content += os.read(descriptor, os.fstat(descriptor).st_size)  # 0 for a device, which has no end
+        return content
     finally:
         os.close(descriptor)
 
@@ -2842,12 +2844,12 @@ class ExperimentReader:
     @_lazy
     def metadata(self) -> "Dict[str, Any]":
         """The content of metadata.json, with the command as one string."""
-        metadata = self._read_json("metadata.json") or {}
-        if isinstance(metadata.get("command"), list):
-            from shlex import quote
+        from shlex import quote
 
-            metadata["command"] = " ".join(quote(str(word)) for word in metadata["command"])
-        return metadata
+        command = self._metadata.get("command")
+        if isinstance(command, list):
+            return {**self._metadata, "command": " ".join(quote(str(word)) for word in command)}
+        return self._metadata
 
     @_lazy
     def summary(self) -> "Dict[str, Any]":
@@ -2863,12 +2865,12 @@ class ExperimentReader:
 
     @_lazy
     def sha(self) -> "Optional[str]":
-        return self.metadata.get("githead-sha")
+        return self._metadata.get("githead-sha")
 
     @_lazy
     def start_time(self) -> str:
         """The recorded start, or the time of the folder where there is none."""
-        start = self.metadata.get("start-time")
+        start = self._metadata.get("start-time")
         if isinstance(start, str):
             return start
         try:
@@ -2894,7 +2896,7 @@ class ExperimentReader:
     @_lazy
     def attempts(self) -> "List[Dict[str, Any]]":
         """The attempts; that of a record without a list, one by the package, is metadata itself."""
-        return _get_attempts(self.metadata) or [self.metadata]
+        return _get_attempts(self._metadata) or [self._metadata]
 
     @property
     def jobs(self) -> "List[str]":
@@ -2907,8 +2909,8 @@ class ExperimentReader:
     @property
     def sort_key(self) -> "Any":
         """The key that sorts readers by their start."""
-        start = self._find_start({"start-time": self.start_time, **self.attempts[0]})
-        return start or 0, self.start_time, self.expid
+        epoch = _get_seconds(self.attempts[0], "start-epoch") or _parse_time(self.start_time)
+        return epoch or 0, self.start_time, self.expid
 
     def open(self, file: "Any", mode: str = "r", *args: "Any", **kwargs: "Any") -> "IO[Any]":
         """Open *file* like the builtin open(), relative paths inside the experiment's folder."""
@@ -2919,24 +2921,28 @@ class ExperimentReader:
     def read_lines(self, name: str) -> "List[str]":
         """Return the lines of a text file of the folder, from its last 64 KB; [] if it can't be read."""
         try:
-            text = _read_file(os.path.join(self.curexpdir, name), _TAIL).decode("utf-8", "replace")
+            text = _read_file(os.path.join(self.curexpdir, name), _USUAL_READ).decode("utf-8", "replace")
         except OSError:
             text = ""
         return text.rstrip().split("\n") if text else []
 
     def refresh_status(self) -> None:
         """Forget STATUS, and metadata.json with it."""
-        for name in ("status", "status_message", "_outcome", "metadata", "attempts", "duration"):
+        for name in ("status", "status_message", "_outcome", "metadata", "_metadata", "attempts", "duration"):
             self.__dict__.pop(name, None)
 
     def refresh_summary(self) -> None:
         """Forget summary.json."""
         self.__dict__.pop("summary", None)
 
-    def df_vars(self) -> "Dict[str, Any]":
-        """Return everything there is, in the groups that a table's columns have."""
+    def df_vars(self, groups: "Sequence[str]" = _GROUPS[1:]) -> "Dict[str, Any]":
+        """Return the header and *groups*, which are those of a table's columns."""
         header = {field: getattr(self, field) for field in _HEADER}
-        return {"header": header, **{group: getattr(self, group) for group in _GROUPS[1:]}}
+        return {"header": header, **{group: getattr(self, group) for group in groups}}
+
+    @_lazy
+    def _metadata(self):
+        return self._read_json("metadata.json") or {}
 
     @_lazy
     def _shared(self):
@@ -2994,8 +3000,8 @@ class ExperimentReader:
                 return self._describe_end(attempt, is_running)
             # It may have ended since STATUS was read, or gone on in another process: look once more.
             seen = attempt
-            self.__dict__.pop("metadata", None)
-            self.__dict__.pop("attempts", None)
+            for name in ("metadata", "_metadata", "attempts"):
+                self.__dict__.pop(name, None)
 
     def _is_running(self, attempt, may_ask):
         # If STATUS says RUNNING after an attempt has ended, the next one is about to begin.
@@ -3194,21 +3200,23 @@ def _find_directory(project_directory):
 _COMPARED = r"args\.|summary\.|metadata\.githead|header\.(status|duration)"
 
 
-def _read_row(reader, groups=_GROUPS, levels=0):
+def _read_row(reader, groups=_GROUPS[1:], levels=0):
     """Return the row of an experiment, with its duration; *levels* of dicts in values are opened."""
-    values = reader.df_vars()
+    values = reader.df_vars(groups)
     values["header"]["duration"] = reader.duration
-    return _make_row({group: values[group] for group in groups}, levels)
+    return _make_row(values, levels)
 
 
 def _load_rows(directory, groups, levels):
     """Return the rows of a directory by start time, and what could not be read, by experiment."""
-    # Not in the order of time, because then all would have to be read before the first is done with.
-    found = [
-        (reader.sort_key, _read_row(reader, groups, levels), reader) for reader in _read_folders(directory)
-    ]
+    # Not in the order of time, because then all would have to be read before the first is done with: with ten
+    # thousand readers, memory matters.
+    found, problems = [], {}
+    for reader in _read_folders(directory):
+        found.append((reader.sort_key, _read_row(reader, groups, levels)))
+        problems.update(_list_problems([reader]))
     found.sort(key=lambda item: item[0])
-    return [row for _, row, _ in found], _list_problems(reader for _, _, reader in found)
+    return [row for _, row in found], problems
 
 
 def _list_problems(readers):
@@ -3606,6 +3614,7 @@ def _format_column(rows, column, titles):
         # Results are measured, arguments are chosen: only the former are rounded.
         digits = 5 if column.startswith("summary.") else 15
         texts = [_show_controls(_format_value(value, digits)[:_LONGEST_LINE]) for value in values]
+    texts = [text[:_LONGEST_LINE] for text in texts]
     is_numeric = kinds <= {int, float, type(None)} or "".join(texts).isdigit()
     if is_numeric:
         # Padded after the point to one length.
@@ -4099,7 +4108,7 @@ def _list(options):
     names = [options.filter, *options.groupby, *options.sort, *options.sort_reverse]
     # Metadata has the most columns, and people see none of them.
     needs_metadata = not options.is_for_people or any("metadata" in name for name in names)
-    groups = [group for group in _GROUPS if group != "metadata" or needs_metadata]
+    groups = [group for group in _GROUPS[1:] if group != "metadata" or needs_metadata]
     directory = options.directory or options.experiments_directory
     directory = directory or _find_directory(options.project_directory)
     was_enabled = gc.isenabled()
