@@ -2647,9 +2647,7 @@ def _parse_time(text):
     from datetime import datetime
 
     try:
-        if sys.version_info >= (3, 7):
-            return datetime.fromisoformat(text).timestamp()
-        # The package leaves out microseconds that are 0.
+        # Not fromisoformat(), which Python 3.6 lacks. The package leaves out microseconds that are 0.
         fields: "Any" = map(int, re.split("[-T:.]", text))
         return datetime(*fields).timestamp()
     except (OSError, OverflowError, TypeError, ValueError):
@@ -2802,27 +2800,14 @@ def _get_seconds(values, name):
     return value if _is_number(value) and abs(value) < 1e12 else None
 
 
-class _Shared:
-    """What the readers of one listing share."""
-
-    def __init__(self):
-        from json import JSONDecoder
-
-        self.scheduler = _Scheduler()
-        # 1.5 times as fast as json.loads(), which looks for options, UTF-16 and white space first.
-        self.parse = JSONDecoder().raw_decode
-
-    def __reduce__(self):
-        # For copies of readers, and other processes; a JSON parser can't be pickled.
-        return _Shared, ()
-
-
 class ExperimentReader:
     """A recorded experiment.
 
     What is missing or broken reads as empty, and `problems` names it, of the files that were read so far. A
     record that says RUNNING has the status DEAD if its process is gone, and RUNNING? if that is not known.
     """
+
+    _decode: "Any" = None
 
     def __init__(self, curexpdir: "Union[str, os.PathLike[str]]") -> None:
         self.curexpdir: str = os.fspath(curexpdir).rstrip("/") or "/"
@@ -2881,17 +2866,18 @@ class ExperimentReader:
     @_lazy
     def duration(self) -> "Optional[float]":
         """Seconds of work in all attempts, up to now for a running one; None where it is unknown."""
-        found = []
+        total = None
         for attempt in self.attempts:
             seconds = _get_seconds(attempt, "duration-seconds")
-            if seconds is None:
-                start, end = self._find_start(attempt), _parse_time(attempt.get("end-time"))
+            start = _get_seconds(attempt, "start-epoch") or _parse_time(attempt.get("start-time"))
+            if seconds is None and start is not None:
+                end = _parse_time(attempt.get("end-time"))
                 if end is None and attempt is self.attempts[-1]:
                     end = time.time() if self.status == "RUNNING" else _last_sign_of_life(self.curexpdir)
-                seconds = None if start is None or end is None else max(0, end - start)
-            found.append(seconds)
-        known = [seconds for seconds in found if seconds is not None]
-        return sum(known) if known else None
+                seconds = None if end is None else max(0, end - start)
+            if seconds is not None:
+                total = seconds + (total or 0)
+        return total
 
     @_lazy
     def attempts(self) -> "List[Dict[str, Any]]":
@@ -2945,8 +2931,8 @@ class ExperimentReader:
         return self._read_json("metadata.json") or {}
 
     @_lazy
-    def _shared(self):
-        return _Shared()
+    def _scheduler(self):
+        return _Scheduler()
 
     def _read(self, name, parse):
         """Return what *parse* makes of the file *name*; None, and a note, if that fails."""
@@ -2963,8 +2949,13 @@ class ExperimentReader:
         """Return a JSON object; None, and a note, if it can't be read."""
 
         def parse(content):
+            if not ExperimentReader._decode:
+                from json import JSONDecoder
+
+                # 1.5 times as fast as json.loads(), which looks for options and white space first.
+                ExperimentReader._decode = JSONDecoder().raw_decode
             text = content.decode("utf-8").strip()
-            value, end = self._shared.parse(text)
+            value, end = ExperimentReader._decode(text)
             if end < len(text):
                 raise ValueError("holds more than one value")
             if isinstance(value, dict) or (value is None and name == "default_args.json"):
@@ -3012,7 +3003,7 @@ class ExperimentReader:
         timer = Timer(_WAIT_S, _warn, ["waiting for Slurm, which is asked whether jobs still run ..."])
         try:
             timer.start()
-            return _is_running(attempt, self._shared.scheduler if may_ask else None)
+            return _is_running(attempt, self._scheduler if may_ask else None)
         finally:
             timer.cancel()
 
@@ -3026,11 +3017,6 @@ class ExperimentReader:
         # Slurm calls a node dead while its processes still live; only our own process table is certain.
         is_certain = age >= _FRESH_S or _agree(attempt, _describe_process(), "host", "boot", "pid-namespace")
         return "DEAD" if is_running is False and is_certain else "RUNNING?", message
-
-    @staticmethod
-    def _find_start(attempt):
-        epoch = _get_seconds(attempt, "start-epoch")
-        return _parse_time(attempt.get("start-time")) if epoch is None else epoch
 
 
 def _list_folders(directory):
@@ -3052,11 +3038,10 @@ def _is_experiment(entry):
 
 def _read_folders(directory, make_reader=ExperimentReader):
     """Yield a reader of each experiment in *directory*, in any order. Raises FolderException."""
-    shared = _Shared()
-    prefix = os.path.join(directory, "")
+    scheduler, prefix = _Scheduler(), os.path.join(directory, "")
     for name in _list_folders(directory):
         reader = make_reader(prefix + name)
-        reader._shared = shared
+        reader._scheduler = scheduler
         yield reader
 
 
@@ -3398,6 +3383,8 @@ _SYNTAX = set(
     "Expression Load Name Constant Num Str NameConstant List Tuple BoolOp And Or UnaryOp Not Invert UAdd USub"  # noqa: SIM905
     " BinOp Add Sub Mult Div Compare Eq NotEq In NotIn Is IsNot Lt LtE Gt GtE".split()
 )
+_OPERATORS = {"Add": "add", "Sub": "sub", "Mult": "mul", "Div": "truediv"}
+_OPERATORS.update({"Lt": "lt", "LtE": "le", "Gt": "gt", "GtE": "ge"})
 
 
 def _filter_rows(rows, columns, text):
@@ -3484,12 +3471,13 @@ def _evaluate(node, row):
         return (all if kind == "And" else any)(map(_truth, parts))
     values = list(parts)
     if kind == "Compare":
-        return all(map(_compare, node.ops, values, values[1:]))
+        kinds = [type(operator).__name__ for operator in node.ops]
+        return all(map(_operate, kinds, values, values[1:]))
     if kind in ("List", "Tuple"):
         return values
     if kind in ("Not", "Invert"):
         return not _truth(*values)
-    return _calculate(kind[-3:], 0, *values) if kind in ("UAdd", "USub") else _calculate(kind, *values)
+    return _operate(kind[-3:], 0, *values) if kind in ("UAdd", "USub") else _operate(kind, *values)
 
 
 def _type(value):
@@ -3507,36 +3495,29 @@ def _truth(value):
     raise QueryException(f"{value!r} is neither true nor false; compare it with something.")
 
 
-def _calculate(kind, left, right):
-    """Calculate with two numbers; None if one is missing, and where there is no result."""
+def _operate(kind, left, right):
+    """Compare two values, or calculate with them.
+
+    What is missing equals None, and has no order; the result is None then, and where there is none.
+    """
     import operator
 
-    if left is None or right is None:
-        return None
-    if not (isinstance(left, (int, float)) and isinstance(right, (int, float))):
-        raise QueryException(f"{left!r} and {right!r} are not both numbers.")
-    try:
-        result = getattr(operator, {"Mult": "mul", "Div": "truediv"}.get(kind, kind.lower()))(left, right)
-    except (ZeroDivisionError, OverflowError):
-        return None
-    return None if _is_missing(result) else result
-
-
-def _compare(node, left, right):
-    """Compare two values; what is missing is equal to None, and neither smaller nor larger than anything."""
-    import operator
-
-    kind = type(node).__name__
     if isinstance(right, list) and not isinstance(left, list):
         kind = {"Eq": "In", "NotEq": "NotIn"}.get(kind, kind)  # as in pandas
+    if kind in ("In", "NotIn"):
+        is_possible = isinstance(right, list) or not (left is None or right is None)
+        return (is_possible and left in right) == (kind == "In")
     if kind in ("Eq", "NotEq", "Is", "IsNot"):
         return (left == right) == (kind in ("Eq", "Is"))
-    if kind in ("In", "NotIn"):
-        is_possible = isinstance(right, list) or (left is not None and right is not None)
-        return (is_possible and left in right) == (kind == "In")
     if left is None or right is None:
-        return False
-    return getattr(operator, {"LtE": "le", "GtE": "ge"}.get(kind, kind.lower()))(left, right)
+        return None
+    if kind in ("Add", "Sub", "Mult", "Div") and {_type(left), _type(right)} != {"number"}:
+        raise QueryException(f"{left!r} and {right!r} are not both numbers.")
+    try:
+        result = getattr(operator, _OPERATORS[kind])(left, right)
+    except ArithmeticError:
+        return None
+    return None if _is_missing(result) else result
 
 
 # === Tables ===================================================================
@@ -4093,8 +4074,6 @@ def _describe_version():
 
 
 def _list(options):
-    import gc
-
     if options.version:
         _print([_describe_version()])
         return _FOUND
@@ -4111,13 +4090,7 @@ def _list(options):
     groups = [group for group in _GROUPS[1:] if group != "metadata" or needs_metadata]
     directory = options.directory or options.experiments_directory
     directory = directory or _find_directory(options.project_directory)
-    was_enabled = gc.isenabled()
-    gc.disable()  # All that is loaded stays: looking for garbage in it would take a tenth of the time.
-    try:
-        rows, problems = _load_rows(directory, groups, levels)
-    finally:
-        if was_enabled:
-            gc.enable()
+    rows, problems = _load_rows(directory, groups, levels)
     columns = _find_columns(rows)
     if rows:
         rows, columns = _arrange(rows, columns, options)
@@ -4157,10 +4130,9 @@ def _arrange(rows, columns, options):
     elif options.is_for_people:
         columns = _FRONT + _choose_args(rows, columns, options.args) + results
     elif options.args:
-        is_head = {c: c in keys or c.startswith("header.") for c in columns}
         shown = _choose_args(rows, [c for c in columns if c not in keys], options.args)
-        others = [c for c in columns if not (is_head[c] or c.startswith(("args.", "default_args.")))]
-        columns = [c for c in columns if is_head[c]] + shown + others
+        others = [c for c in columns if c in keys or not c.startswith(("args.", "default_args."))]
+        columns = _find_columns([dict.fromkeys(others + shown)])
     if options.columns:
         columns = _choose_columns(everything, columns, options.columns)
     return rows, columns

@@ -223,7 +223,7 @@ class Slurm:
 def test_a_run_that_ends_while_it_is_looked_at_is_not_dead(directory):
     folder = write_experiment(directory, 1, status="RUNNING")
     reader = ExperimentReader(folder)
-    scheduler = reader._shared.scheduler = Slurm(lambda: (folder / "STATUS").write_text("SUCCESS"))
+    scheduler = reader._scheduler = Slurm(lambda: (folder / "STATUS").write_text("SUCCESS"))
     assert (reader.status, reader.status_message, scheduler.asked) == ("SUCCESS", "", 1)
 
 
@@ -231,11 +231,11 @@ def test_a_run_that_goes_on_elsewhere_while_it_is_looked_at_is_not_dead(director
     folder = write_experiment(directory, 1, status="RUNNING")
     reader = ExperimentReader(folder)
     assert len(reader.metadata["attempts"]) == 1
-    scheduler = reader._shared.scheduler = Slurm(
+    scheduler = reader._scheduler = Slurm(
         lambda: set_attempt(folder, {"host": "other", "boot": "b", "pid": 9})
     )
     assert (reader.status, scheduler.asked) == ("RUNNING?", 1)
-    scheduler = reader._shared.scheduler = Slurm(lambda: set_attempt(folder, meanwhile))
+    scheduler = reader._scheduler = Slurm(lambda: set_attempt(folder, meanwhile))
     meanwhile = meticulous._describe_process()
     reader.refresh_status()
     assert reader.status == "RUNNING"
@@ -244,7 +244,7 @@ def test_a_run_that_goes_on_elsewhere_while_it_is_looked_at_is_not_dead(director
 def test_an_ended_attempt_of_a_running_record_is_about_to_be_followed(directory):
     folder = write_experiment(directory, 1, status="RUNNING")
     reader = set_attempt(folder, {**PROCESS, "end-time": END, "ended": "DEAD"})
-    scheduler = reader._shared.scheduler = Slurm(lambda: None)
+    scheduler = reader._scheduler = Slurm(lambda: None)
     assert (reader.status, scheduler.asked) == ("RUNNING?", 0)
 
 
@@ -665,7 +665,7 @@ def test_the_command_can_be_pasted_into_a_shell(directory):
 def test_slurm_does_not_make_a_record_with_a_fresh_sign_of_life_dead(directory):
     folder = write_experiment(directory, 1, status="RUNNING")
     reader = ExperimentReader(folder)
-    reader._shared.scheduler = Slurm(lambda: None)
+    reader._scheduler = Slurm(lambda: None)
     assert reader.status == "RUNNING?"
     for path in folder.iterdir():
         os.utime(str(path), (1000000, 1000000))
@@ -684,7 +684,7 @@ def test_a_scheduler_that_does_not_answer_is_named(directory, capsys, monkeypatc
             said.append(capsys.readouterr().err)
             said[:] = filter(None, said)
 
-    reader._shared.scheduler = Slurm(wait)
+    reader._scheduler = Slurm(wait)
     assert reader.status == "RUNNING?"
     assert "waiting for Slurm" in said[0]
 
