@@ -3249,9 +3249,9 @@ def _suggest(name, columns):
     """Name the columns that are near *name*."""
     from difflib import get_close_matches
 
-    near = [column for column in columns if column.endswith("." + name)]
-    near += [column for column in get_close_matches(name, columns, 5, 0.5) if column not in near]
-    return f"did you mean {', '.join(near[:5])}?" if near else "--list_columns shows what there is."
+    inner = [column for column in columns if column.endswith("." + name)]
+    near = list(dict.fromkeys(inner + get_close_matches(name, columns, 5, 0.5)))[:5]
+    return f"did you mean {', '.join(near)}?" if near else "--list-columns shows what there is."
 
 
 def _choose_columns(rows, columns, prefixes):
@@ -3312,18 +3312,19 @@ def _group_rows(rows, columns, keys):
 
     Other columns of numbers give NAME.mean, NAME.std (of the sample) and NAME.count, the rest NAME.count.
     """
+    rows = [{column: row[column] for column in row if not _is_missing(row[column])} for row in rows]
     groups: "Dict[Any, Any]" = {}
     for row in rows:
-        values = [None if _is_missing(row.get(key)) else row[key] for key in keys]
-        # True and 1 are one key, "1" is another.
+        # As JSON, because "1" is not 1, nor true.
+        values = [row.get(key) for key in keys]
         groups.setdefault(tuple(v if _is_number(v) else _dump_json(v) for v in values), []).append(row)
     others = [column for column in columns if column not in keys]
-    numeric = {c for c in others if all(_is_number(row[c]) for row in rows if not _is_missing(row.get(c)))}
+    numeric = {c for c in others if all(_is_number(row[c]) for row in rows if c in row)}
     result = []
     for members in groups.values():
         row = {key: members[0].get(key) for key in keys}
         for column in others:
-            values = [member[column] for member in members if not _is_missing(member.get(column))]
+            values = [member[column] for member in members if column in member]
             if column in numeric:
                 row[column + ".mean"], row[column + ".std"] = _mean_and_deviation(values)
             row[column + ".count"] = len(values)
