@@ -722,9 +722,13 @@ def test_a_dumb_terminal_gets_no_colors(directory):
 
 def test_main_gives_back_what_it_changes(directory):
     source = """
-        import os, sys, meticulous
+        import gc, os, sys, meticulous
         before = os.fstat(1), sys.stdout
         assert meticulous.main([sys.argv[1], "--json"]) == 2
+        assert gc.isenabled()
+        gc.disable()
+        meticulous.main([sys.argv[1], "--json"])
+        assert not gc.isenabled()
         assert (os.fstat(1), sys.stdout) == before
     """
     with open("/dev/full", "wb") as full:
@@ -732,7 +736,7 @@ def test_main_gives_back_what_it_changes(directory):
             [sys.executable, "-c", textwrap.dedent(source), str(directory)],
             cwd=str(PROJECT), stdout=full, stderr=subprocess.PIPE,
         )  # fmt: skip
-    assert process.communicate()[1] == b"meticulous: No space left on device.\n"
+    assert process.communicate()[1] == b"meticulous: No space left on device.\n" * 2
     assert process.returncode == 0
 
 
