@@ -330,18 +330,17 @@ def _to_bytes(value):
 
 
 def _read_file(path, limit=None):
-    """Return the content of a file. Raises OSError, or ValueError if it has more than *limit* bytes."""
+    """Return the content of a file, or its last *limit* bytes. Raises OSError."""
     descriptor = os.open(path, _READ_FLAGS)
     try:
+        if limit is not None:
+            os.lseek(descriptor, max(0, os.fstat(descriptor).st_size - limit), os.SEEK_SET)
         content = os.read(descriptor, _BLOCK)
         if len(content) == _BLOCK:
-            with open(descriptor, "rb", closefd=False) as file:
-                content += file.read(-1 if limit is None else limit)
+            content += os.read(descriptor, os.fstat(descriptor).st_size)  # 0 for a device, which has no end
+        return content
     finally:
         os.close(descriptor)
-    if limit is not None and len(content) > limit:
-        raise ValueError(f"it is larger than {limit} bytes")
-    return content
 
 
 def _read_if_there(path):
@@ -1536,7 +1535,7 @@ def _list_parsers(parser):
     return parsers
 
 
-def _parse(parser, words):
+def _parse_once(parser, words):
     """Return what *parser* returns for *words*, the parsers it used, and the defaults it converted.
 
     The result does not tell which sub-commands were chosen and which values are converted defaults, so two
@@ -1570,7 +1569,7 @@ def _parse(parser, words):
 
 def _read_arguments(parser, words):
     """Parse *words*; return the experiment's arguments, their defaults, and Experiment's own arguments."""
-    result, parsers, converted = _parse(parser, words)
+    result, parsers, converted = _parse_once(parser, words)
     actions = [action for part in parsers for action in part._actions]
     groups = [group for part in parsers for group in part._action_groups if group.title == _GROUP]
     ours = {action for group in groups for action in group._group_actions if action.dest in _OPTIONS}
@@ -1693,7 +1692,7 @@ class _OutputFile:
         self.has_moved = False  # has the cursor moved up since the bar was last saved?
         self.in_line = False  # did what was added end in the middle of a line?
         self.unsaved = bytearray()
-        if os.fstat(self.descriptor).st_size and not _read_file(path).endswith(b"\n"):
+        if os.fstat(self.descriptor).st_size and _read_file(path, 1) != b"\n":
             self.unsaved += b"\n"  # an earlier attempt was killed in the middle of a line
 
     def add(self, data):
@@ -3115,26 +3114,24 @@ class Experiment:
 # === Text =====================================================================
 # Turn single values into text.
 
-# Of dicts in dicts: far fewer than Python's limit of 1000 calls in calls, and more than anybody looks at.
+# Dicts inside of dicts: far below Python's limit of 1000 nested calls, and more than anybody looks at.
 _DEEPEST = 99
 
 
-def _seconds_between(start, end):
-    """Count the seconds from one ISO 8601 time to another; None if one of them is none."""
+def _parse_time(text):
+    """Convert a local ISO 8601 time to seconds since the epoch; None if it is not one."""
     from datetime import datetime
 
     try:
-        if sys.version_info >= (3, 7):
-            return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
-        # The package leaves microseconds out when they are 0.
-        times = [datetime.strptime((text + ".000000")[:26], "%Y-%m-%dT%H:%M:%S.%f") for text in (start, end)]
-        return (times[1] - times[0]).total_seconds()
-    except (TypeError, ValueError):
+        # Not fromisoformat(), which Python 3.6 lacks. The package leaves out microseconds that are 0.
+        fields: "Any" = map(int, re.split("[-T:.]", text))
+        return datetime(*fields).timestamp()
+    except (OSError, OverflowError, TypeError, ValueError):
         return None
 
 
 def _format_duration(seconds):
-    """Put a number of seconds into two units, '3h 02m'; '' for None."""
+    """Format a number of seconds in two units, '3h 02m'; '' for None."""
     if seconds is None:
         return ""
     seconds = int(seconds)
@@ -3153,14 +3150,18 @@ def _is_number(value):
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _dump_json(value, indent=None):
-    """Write valid JSON: NaN and infinity, which it lacks, become null, and what is too deep '...'."""
+def _differ(value, other):
+    return value != other and repr(value) != repr(other)  # NaN, also in a list, is not a difference
+
+
+def _dump_json(value, **options):
+    """Return valid JSON: NaN and infinity become null, and what is nested too deeply '...'."""
     import json
 
     try:
-        return json.dumps(value, indent=indent, allow_nan=False)
+        return json.dumps(value, allow_nan=False, **options)
     except (ValueError, RecursionError):
-        return json.dumps(_simplify(value, _DEEPEST), indent=indent)
+        return json.dumps(_simplify(value, _DEEPEST), **options)
 
 
 def _simplify(value, levels):
@@ -3174,19 +3175,17 @@ def _simplify(value, levels):
 
 
 def _dump_cell(value):
-    """Put a value into the text that a CSV file has for it."""
+    """Return the string that a CSV file has for a value."""
     if isinstance(value, str):
         return value
     if value is None:
         return ""
-    return _dump_json(value) if isinstance(value, (dict, list)) else str(value)
+    return _dump_json(value, ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
 
 
 def _format_value(value, digits=15):
-    """Put a value into a text for people, floats with so many digits."""
-    if isinstance(value, float):
-        return "%.*g" % (digits, value)
-    return _show_controls(_dump_cell(value))
+    """Format a value for people, floats with at most so many digits."""
+    return "%.*g" % (digits, value) if isinstance(value, float) else _dump_cell(value)
 
 
 def _is_ascii(text):
@@ -3194,7 +3193,7 @@ def _is_ascii(text):
 
 
 def _width(text):
-    """Count the cells of a terminal that *text* takes."""
+    """Return how many cells of a terminal *text* takes."""
     if _is_ascii(text):
         return len(text)
     from unicodedata import category, east_asian_width
@@ -3204,98 +3203,63 @@ def _width(text):
 
 def _cut(text, width):
     """Cut *text* to *width* cells of a terminal, with '...' in the place of what was cut."""
-    if _width(text) <= width:
+    from itertools import accumulate
+
+    short = text[: 4 * width]  # no character takes less than a cell for long
+    if short == text and _width(text) <= width:
         return text
     end = "..."[:width]
-    text = text[: width - len(end)]
-    while _width(text) > width - len(end):
-        text = text[:-1]
-    return text + end
+    kept = sum(total <= width - len(end) for total in accumulate(map(_width, short)))
+    return short[:kept] + end
 
 
 # === Records on disk ==========================================================
 # Read records: each file when an attribute first needs it, and as far as possible.
 
-_USUAL_READ = 64 * 1024
-_LONGEST_READ = 10 * 1024 * 1024
-# Without O_NONBLOCK, a named pipe in the place of a file would make every listing wait for ever.
-_READ_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_WAIT_S = 2  # after that, what is waited for is named
+_FRESH_S = 60  # a sign of life that is younger contradicts a scheduler
 _HEADER = ("expid", "sha", "start_time", "status", "status_message")
+# A job, a task of an array, a component of a heterogeneous job, a step.
+_JOB_NAMES = (
+    "{slurm-job-id} {slurm-array-job-id} {slurm-array-job-id}_{slurm-array-task-id} {slurm-het-job-id}"
+    " {slurm-het-job-id}+{slurm-het-job-offset} {slurm-job-id}.{slurm-step-id}"
+)
 _GROUPS = ["header", "args", "default_args", "metadata", "summary"]
 
+if TYPE_CHECKING:
+    from functools import cached_property as _lazy
+else:
 
-class _lazy:
-    """An attribute that is computed when first asked for, and kept; it can be set like any other."""
+    class _lazy:
+        """functools.cached_property, which Python 3.6 lacks: computed when first needed, and settable."""
 
-    def __init__(self, compute):
-        self.compute = compute
+        def __init__(self, compute):
+            self.compute = compute
 
-    def __set_name__(self, owner, name):
-        self.name = name
+        def __set_name__(self, owner, name):
+            self.name = name
 
-    def __get__(self, instance, owner=None):
-        if instance is None:
-            return self
-        value = instance.__dict__[self.name] = self.compute(instance)
-        return value
-
-
-def _read_bounded(path):
-    """Read a file of at most 10 MB. Raises OSError, or ValueError if it is larger."""
-    descriptor = os.open(path, _READ_FLAGS)
-    try:
-        content = os.read(descriptor, _USUAL_READ)
-        if len(content) == _USUAL_READ:
-            content += os.read(descriptor, _LONGEST_READ)
-    finally:
-        os.close(descriptor)
-    if len(content) > _LONGEST_READ:
-        raise ValueError("larger than 10 MB")
-    return content
+        def __get__(self, instance, owner=None):
+            if instance is None:
+                return self
+            value = instance.__dict__[self.name] = self.compute(instance)
+            return value
 
 
-def _read_tail(path, lines):
-    """Read the last *lines* lines of a text file, from its last 64 KB; [] if it can't be read."""
-    try:
-        with open(os.open(path, _READ_FLAGS), "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _USUAL_READ))
-            text = file.read(_USUAL_READ).decode("utf-8", "replace")
-    except OSError:
-        return []
-    return text.rstrip("\n").split("\n")[-lines:] if text else []
-
-
-def _describe_signal(path):
-    """Say where SIGTERM met a process, by what faulthandler wrote to the file *path*; '' if it is empty."""
-    text = "\n".join(_read_tail(path, 1000))
-    # "Stack" where only the interrupted thread's is written.
-    found = re.search(r'^(?:Current thread|Stack) .*\n *File "(.*)", line (\d+) in (.*)', text, re.MULTILINE)
-    if found:
-        return "SIGTERM in {2}, {0} line {1}".format(*found.groups())
-    return "SIGTERM" if text else ""
-
-
-class _Shared:
-    """What the readers of one listing share."""
-
-    def __init__(self):
-        from json import JSONDecoder
-
-        self.scheduler = _Scheduler()
-        # Half again as fast as json.loads(), which looks for options, UTF-16 and white space first.
-        self.parse = JSONDecoder().raw_decode
-
-    def __reduce__(self):
-        # For copies of readers, and other processes; a JSON parser can't be pickled.
-        return _Shared, ()
+def _get_seconds(values, name):
+    """Return the number *name* of *values*; None if there is none, or one that can't be a time."""
+    value = values.get(name)
+    return value if _is_number(value) and abs(value) < 1e12 else None
 
 
 class ExperimentReader:
     """A recorded experiment.
 
-    What is missing or broken reads as empty, and `problems` says so, of the files that were read so far. A
-    record that says RUNNING has the status DEAD if its process is gone, and RUNNING? if nobody can tell.
+    What is missing or broken reads as empty, and `problems` names it, of the files that were read so far. A
+    record that says RUNNING has the status DEAD if its process is gone, and RUNNING? if that is not known.
     """
+
+    _decode: "Any" = None
 
     def __init__(self, curexpdir: "Union[str, os.PathLike[str]]") -> None:
         self.curexpdir: str = os.fspath(curexpdir).rstrip("/") or "/"
@@ -3307,24 +3271,26 @@ class ExperimentReader:
 
     @_lazy
     def args(self) -> "Dict[str, Any]":
-        return self._read_dict("args.json")
+        return self._read_json("args.json") or {}
 
     @_lazy
     def default_args(self) -> "Optional[Dict[str, Any]]":
         """The recorded defaults; None where they are unknown."""
-        return self._read_dict("default_args.json")
+        return self._read_json("default_args.json")
 
     @_lazy
     def metadata(self) -> "Dict[str, Any]":
-        """What metadata.json says; the command is one text."""
-        metadata = self._read_dict("metadata.json")
-        if isinstance(metadata.get("command"), list):
-            metadata["command"] = " ".join(map(str, metadata["command"]))
-        return metadata
+        """The content of metadata.json, with the command as one string."""
+        from shlex import quote
+
+        command = self._metadata.get("command")
+        if isinstance(command, list):
+            return {**self._metadata, "command": " ".join(quote(str(word)) for word in command)}
+        return self._metadata
 
     @_lazy
     def summary(self) -> "Dict[str, Any]":
-        return self._read_dict("summary.json")
+        return self._read_json("summary.json") or {}
 
     @_lazy
     def status(self) -> str:
@@ -3336,12 +3302,12 @@ class ExperimentReader:
 
     @_lazy
     def sha(self) -> "Optional[str]":
-        return self.metadata.get("githead-sha")
+        return self._metadata.get("githead-sha")
 
     @_lazy
     def start_time(self) -> str:
         """The recorded start, or the time of the folder where there is none."""
-        start = self.metadata.get("start-time")
+        start = self._metadata.get("start-time")
         if isinstance(start, str):
             return start
         try:
@@ -3351,15 +3317,38 @@ class ExperimentReader:
 
     @_lazy
     def duration(self) -> "Optional[float]":
-        """Seconds of work in all attempts, up to now for a running one; None where nobody knows."""
-        attempts = self._list_attempts()
-        ends = [attempt.get("end-time") for attempt in attempts]
-        if not ends[-1]:
-            sign = time.time() if self.status == "RUNNING" else _last_sign_of_life(self.curexpdir)
-            ends[-1] = None if sign is None else _local_time(sign)
-        starts = [attempt.get("start-time") for attempt in attempts]
-        seconds = [value for value in map(_seconds_between, starts, ends) if value is not None]
-        return sum(seconds) if seconds else None
+        """Seconds of work in all attempts, up to now for a running one; None where it is unknown."""
+        total = None
+        for attempt in self.attempts:
+            seconds = _get_seconds(attempt, "duration-seconds")
+            start = _get_seconds(attempt, "start-epoch") or _parse_time(attempt.get("start-time"))
+            if seconds is None and start is not None:
+                end = _parse_time(attempt.get("end-time"))
+                if end is None and attempt is self.attempts[-1]:
+                    end = time.time() if self.status == "RUNNING" else _last_sign_of_life(self.curexpdir)
+                seconds = None if end is None else max(0, end - start)
+            if seconds is not None:
+                total = seconds + (total or 0)
+        return total
+
+    @_lazy
+    def attempts(self) -> "List[Dict[str, Any]]":
+        """The attempts; that of a record without a list, one by the package, is metadata itself."""
+        return _get_attempts(self._metadata) or [self._metadata]
+
+    @property
+    def jobs(self) -> "List[str]":
+        """The names of the Slurm jobs that it ran in."""
+        from collections import defaultdict
+
+        place = self.metadata.get("place")
+        return _JOB_NAMES.format_map(defaultdict(str, place)).split() if isinstance(place, dict) else []
+
+    @property
+    def sort_key(self) -> "Any":
+        """The key that sorts readers by their start."""
+        epoch = _get_seconds(self.attempts[0], "start-epoch") or _parse_time(self.start_time)
+        return epoch or 0, self.start_time, self.expid
 
     def open(self, file: "Any", mode: str = "r", *args: "Any", **kwargs: "Any") -> "IO[Any]":
         """Open *file* like the builtin open(), relative paths inside the experiment's folder."""
@@ -3367,103 +3356,123 @@ class ExperimentReader:
 
         return builtins.open(os.path.join(self.curexpdir, file), mode, *args, **kwargs)
 
+    def read_lines(self, name: str) -> "List[str]":
+        """Return the lines of a text file of the folder, from its last 64 KB; [] if it can't be read."""
+        try:
+            text = _read_file(os.path.join(self.curexpdir, name), _BLOCK).decode("utf-8", "replace")
+        except OSError:
+            text = ""
+        return text.rstrip().split("\n") if text else []
+
     def refresh_status(self) -> None:
         """Forget STATUS, and metadata.json with it."""
-        for name in ("status", "status_message", "_outcome", "metadata", "duration"):
+        for name in ("status", "status_message", "_outcome", "metadata", "_metadata", "attempts", "duration"):
             self.__dict__.pop(name, None)
 
     def refresh_summary(self) -> None:
         """Forget summary.json."""
         self.__dict__.pop("summary", None)
 
-    def df_vars(self) -> "Dict[str, Any]":
-        """Give everything there is, in the groups that a table's columns have."""
+    def df_vars(self, groups: "Sequence[str]" = _GROUPS[1:]) -> "Dict[str, Any]":
+        """Return the header and *groups*, which are those of a table's columns."""
         header = {field: getattr(self, field) for field in _HEADER}
-        return {"header": header, **{group: getattr(self, group) for group in _GROUPS[1:]}}
+        return {"header": header, **{group: getattr(self, group) for group in groups}}
 
     @_lazy
-    def _shared(self):
-        return _Shared()
+    def _metadata(self):
+        return self._read_json("metadata.json") or {}
 
-    def _note(self, name, error):
-        note = f"{name}: {_explain(error) if isinstance(error, OSError) else error}"
-        if note not in self.problems:
-            self.problems.append(note)
+    @_lazy
+    def _scheduler(self):
+        return _Scheduler()
 
-    def _read(self, name):
-        """Read the file *name*; None, and a note, if it can't be read."""
+    def _read(self, name, parse):
+        """Return what *parse* makes of the file *name*; None, and a note, if that fails."""
         try:
-            return _read_bounded(self.curexpdir + "/" + name)
-        except (OSError, ValueError) as error:
+            return parse(_read_file(self.curexpdir + "/" + name))
+        except (OSError, ValueError, RecursionError) as error:
             is_optional = name in ("default_args.json", "summary.json")
-            if not (is_optional and isinstance(error, FileNotFoundError)):
-                self._note(name, error)
+            note = f"{name}: {_explain(error) if isinstance(error, OSError) else error}"
+            if note not in self.problems and not (is_optional and isinstance(error, FileNotFoundError)):
+                self.problems.append(note)
             return None
 
-    def _read_dict(self, name):
-        """Read a JSON object; empty, and a note, if there is none."""
-        content = self._read(name)
-        if content is None:
-            return {}
-        try:
+    def _read_json(self, name):
+        """Return a JSON object; None, and a note, if it can't be read."""
+
+        def parse(content):
+            if not ExperimentReader._decode:
+                from json import JSONDecoder
+
+                # 1.5 times as fast as json.loads(), which looks for options and white space first.
+                ExperimentReader._decode = JSONDecoder().raw_decode
             text = content.decode("utf-8").strip()
-            value, end = self._shared.parse(text)
+            value, end = ExperimentReader._decode(text)
             if end < len(text):
                 raise ValueError("holds more than one value")
             if isinstance(value, dict) or (value is None and name == "default_args.json"):
                 return value
-            self._note(name, f"holds a {type(value).__name__}, not an object")
-        except (ValueError, RecursionError) as error:
-            self._note(name, error)
-        return {}
+            raise ValueError(f"holds a {type(value).__name__}, not an object")
+
+        return self._read(name, parse)
 
     def _read_status(self):
-        """Give the first line of STATUS and, if there are more, the last."""
-        content = self._read("STATUS")
-        lines = (content or b"").decode("utf-8", "replace").strip().split("\n")
-        if content is not None and not lines[0]:
-            self._note("STATUS", "is empty")
-        return lines[0].strip() or "UNKNOWN", lines[-1].strip() if len(lines) > 1 else ""
+        """Return the first line of STATUS and, if there are more, the last."""
+
+        def parse(content):
+            lines = content.decode("utf-8", "replace").strip().split("\n")
+            if not lines[0]:
+                raise ValueError("is empty")
+            return lines[0].strip(), lines[-1].strip() if len(lines) > 1 else ""
+
+        return self._read("STATUS", parse) or ("UNKNOWN", "")
 
     @_lazy
     def _outcome(self):
-        """The status and its message: what STATUS says or, of a process that is gone, what became of it."""
-        outcome = self._read_status()
-        if outcome[0] != "RUNNING":
-            return outcome
-        attempt = self._list_attempts()[-1]
-        if self._is_running(attempt, self._shared.scheduler):
-            return outcome
-        # Since they were read it may have ended, or gone on in another process, for which the scheduler's
-        # answer may be too old.
-        self.__dict__.pop("metadata", None)
-        outcome, latest = self._read_status(), self._list_attempts()[-1]
-        if outcome[0] != "RUNNING":
-            return outcome
-        is_running = self._is_running(latest, self._shared.scheduler if latest == attempt else None)
-        return outcome if is_running else self._describe_end(latest, is_running is False)
+        """The status and its message: what STATUS says or, if the process is gone, its last sign of life."""
+        seen = None
+        while True:
+            outcome, attempt = self._read_status(), self.attempts[-1]
+            if outcome[0] != "RUNNING":
+                return outcome
+            # The scheduler's answer may be older than an attempt that has begun since.
+            is_running = self._is_running(attempt, seen in (None, attempt))
+            if is_running:
+                return outcome
+            if seen is not None:
+                return self._describe_end(attempt, is_running)
+            # It may have ended since STATUS was read, or gone on in another process: look once more.
+            seen = attempt
+            for name in ("metadata", "_metadata", "attempts"):
+                self.__dict__.pop(name, None)
 
-    def _describe_end(self, attempt, is_certain):
-        """Give the status and the message of a process that is not known to run."""
-        signal = ""
+    def _is_running(self, attempt, may_ask):
+        # If STATUS says RUNNING after an attempt has ended, the next one is about to begin.
+        if "host" not in attempt or "end-time" in attempt:
+            return None
+        from threading import Timer
+
+        timer = Timer(_WAIT_S, _warn, ["waiting for Slurm, which is asked whether jobs still run ..."])
+        try:
+            timer.start()
+            return _is_running(attempt, self._scheduler if may_ask else None)
+        finally:
+            timer.cancel()
+
+    def _describe_end(self, attempt, is_running):
+        """Return the status and the message of a process that is not known to run."""
         sign = _last_sign_of_life(self.curexpdir)
-        age = "" if sign is None else _format_duration(time.time() - sign)
-        message = f"last sign of life {age} ago" if age else "no sign of life"
+        age = _FRESH_S if sign is None else time.time() - sign
+        message = "no sign of life" if sign is None else f"last sign of life {_format_duration(age)} ago"
         if isinstance(attempt.get("host"), str):
             message += f" on {attempt['host']}"
-        return "DEAD" if is_certain or signal else "RUNNING?", signal or message
-
-    def _is_running(self, attempt, scheduler):
-        # If STATUS says RUNNING after an attempt has ended, the next one is about to begin.
-        return _is_running(attempt, scheduler) if "host" in attempt and "end-time" not in attempt else None
-
-    def _list_attempts(self):
-        """List the attempts; that of a record without a list, one by the package, is metadata itself."""
-        return _get_attempts(self.metadata) or [self.metadata]
+        # Slurm calls a node dead while its processes still live; only our own process table is certain.
+        is_certain = age >= _FRESH_S or _agree(attempt, _describe_process(), "host", "boot", "pid-namespace")
+        return "DEAD" if is_running is False and is_certain else "RUNNING?", message
 
 
 def _list_folders(directory):
-    """List the names of the experiments in *directory*. Raises FolderException."""
+    """Return the names of the experiments in *directory*. Raises FolderException."""
     try:
         with os.scandir(directory) as entries:
             return [entry.name for entry in entries if entry.name[0] != "." and _is_experiment(entry)]
@@ -3472,11 +3481,20 @@ def _list_folders(directory):
 
 
 def _is_experiment(entry):
-    # Files beside the experiments, an exported table say, are none; links that lead nowhere are worth a note.
+    # Not the files beside the experiments, an exported table say; links that lead nowhere are worth a note.
     try:
         return not entry.is_file() or entry.name.isdigit()
     except OSError:
         return True
+
+
+def _read_folders(directory, make_reader=ExperimentReader):
+    """Yield a reader of each experiment in *directory*, in any order. Raises FolderException."""
+    scheduler, prefix = _Scheduler(), os.path.join(directory, "")
+    for name in _list_folders(directory):
+        reader = make_reader(prefix + name)
+        reader._scheduler = scheduler
+        yield reader
 
 
 def _flatten(values, levels):
@@ -3485,7 +3503,7 @@ def _flatten(values, levels):
         return values
     flat: "Dict[str, Any]" = {}
     for name, value in values.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             # Ten thousand rows have the same few names.
             opened, prefix = _flatten(value, levels - 1), name + "."
             flat.update({sys.intern(prefix + key): item for key, item in opened.items()})
@@ -3495,12 +3513,12 @@ def _flatten(values, levels):
 
 
 def _make_row(groups, levels):
-    """Make a row of a reader's groups (or None); *levels* of dicts inside of values are opened too."""
+    """Return a row of a reader's groups (or None); *levels* of dicts inside of values are opened too."""
     return _flatten({group: values for group, values in groups.items() if values}, 1 + min(levels, _DEEPEST))
 
 
 def _to_dataframe(rows, levels, is_flat=False, columns=None):
-    """Make a DataFrame of *rows*, its columns split into 2 + *levels* levels, the rest filled with ''."""
+    """Return a DataFrame of *rows*, its columns split into 2 + *levels* levels, the rest filled with ''."""
     from importlib import import_module
 
     try:
@@ -3513,7 +3531,7 @@ def _to_dataframe(rows, levels, is_flat=False, columns=None):
         frame.index = pandas.Index(frame.pop("header.expid"), name=("header", "expid"))
     if not is_flat:
         names = [(name.split(".", levels + 1) + [""] * (levels + 1))[: levels + 2] for name in frame.columns]
-        # Not from_tuples(), for which there has to be a column.
+        # Not from_tuples(), which needs at least one column.
         frame.columns = pandas.MultiIndex.from_arrays(list(zip(*names)) or [()] * (levels + 2))
     return frame
 
@@ -3536,21 +3554,20 @@ class Experiments:
         self.project_directory = project_directory
         self.experiments_directory = experiments_directory or os.path.join(project_directory, "experiments")
         self.reader = reader
+        # Readers stay valid when the program changes its directory.
+        self._directory = os.path.abspath(self.experiments_directory)
         self.refresh_experiments()
 
     def refresh_experiments(self) -> None:
         """List the directory again, and forget what was read."""
-        self._readers, shared = {}, _Shared()
-        prefix = os.path.join(self.experiments_directory, "")
-        for name in _list_folders(self.experiments_directory):
-            reader = self._readers[name] = self.reader(prefix + name)
-            reader._shared = shared
+        readers = _read_folders(self._directory, self.reader)
+        self._readers = {os.path.basename(reader.curexpdir): reader for reader in readers}
         self.__dict__.pop("experiments", None)
 
     @_lazy
     def experiments(self) -> "Dict[str, ExperimentReader]":
         """The readers by id, in the order of their start times."""
-        return dict(sorted(self._readers.items(), key=lambda item: (item[1].start_time, item[0])))
+        return dict(sorted(self._readers.items(), key=lambda item: item[1].sort_key))
 
     def __getitem__(self, experiment_id: str) -> ExperimentReader:
         return self._readers[str(experiment_id)]
@@ -3567,15 +3584,30 @@ class Experiments:
     def __repr__(self) -> str:
         return f"<Experiments in {self.experiments_directory!r}>"
 
+    def find(self, text: str) -> "List[ExperimentReader]":
+        """Return the readers that *text* may mean: an id, the beginning of one, or -1, the latest.
+
+        A number is only the id that it is: `path 1` must not find 12.
+        """
+        if text in self or text.isdigit():
+            return [self[text]] if text in self else []
+        if re.match("-[1-9][0-9]*$", text):
+            return list(self)[int(text) :][:1] if -int(text) <= len(self) else []
+        return [self[name] for name in sorted(self._readers) if name.startswith(text)]
+
+    def find_job(self, job: str) -> "List[ExperimentReader]":
+        """Return the readers of what ran as the Slurm job *job*: 1234, 1234_7, 1234+1 or 1234.0."""
+        return [reader for reader in self if job in reader.jobs]
+
     def rows(self, normalize_json_values: int = 0) -> "List[Dict[str, Any]]":
-        """Give each experiment as a flat dict, {'header.expid': '7', 'args.lr': 0.1, ...}.
+        """Return each experiment as a flat dict, {'header.expid': '7', 'args.lr': 0.1, ...}.
 
         normalize_json_values: how many levels of dicts inside of values become columns of their own.
         """
         return [_make_row(reader.df_vars(), normalize_json_values) for reader in self]
 
     def as_dataframe(self, normalize_json_values: int = 0) -> "Any":
-        """Give a pandas DataFrame, indexed by ('header', 'expid').
+        """Return a pandas DataFrame, indexed by ('header', 'expid').
 
         Its columns have 2 + *normalize_json_values* levels: ('args', 'lr'). Raises IndexError if there is
         nothing, MeticulousException without pandas.
@@ -3588,41 +3620,15 @@ class Experiments:
 
 def _find_directory(project_directory):
     """Find the directory 'experiments' in *project_directory* or above it, up to the top of the project."""
-    start = folder = os.path.abspath(project_directory)
+    try:
+        start = folder = os.path.abspath(project_directory)
+    except OSError:
+        raise QueryException("The current directory is gone: name that of the experiments.") from None
     while not os.path.isdir(os.path.join(folder, "experiments")):
-        parent = os.path.dirname(folder)
-        if parent == folder or os.path.exists(os.path.join(folder, ".git")):
+        if os.path.exists(os.path.join(folder, ".git")) or folder == os.path.dirname(folder):
             raise QueryException(f"There is no directory 'experiments' in {start} or its project: name one.")
-        folder = parent
+        folder = os.path.dirname(folder)
     return os.path.join(folder, "experiments")
-
-
-def _find_experiment(directory, text):
-    """List the names that *text* may mean: an id, the beginning of ids, or -1, the latest."""
-    names = _list_folders(directory)
-    if text in names:
-        return [text]
-    if re.match("-[1-9][0-9]*$", text):
-        by_time = list(Experiments(experiments_directory=directory).experiments)
-        return by_time[int(text) :][:1] if -int(text) <= len(by_time) else []
-    return sorted(name for name in names if name.startswith(text))
-
-
-def _find_job(directory, job):
-    """List the names of the experiments that ran as the Slurm job *job*, 1234 or 1234_7."""
-    names = []
-    for reader in Experiments(experiments_directory=directory):
-        place = reader.metadata.get("place")
-        if isinstance(place, dict):
-            array = place.get("slurm-array-job-id")
-            task = f"{array}_{place.get('slurm-array-task-id')}"
-            if job in (str(place.get("slurm-job-id")), str(array), task):
-                names.append(reader.expid)
-    return names
-
-
-def _list_problems(readers):
-    return {reader.expid: reader.problems for reader in readers if reader.problems}
 
 
 # === Queries ==================================================================
@@ -3631,42 +3637,40 @@ def _list_problems(readers):
 _COMPARED = r"args\.|summary\.|metadata\.githead|header\.(status|duration)"
 
 
-def _read_row(reader, groups=_GROUPS, levels=0):
-    """Make the row of an experiment, with its duration; no file is opened for other *groups*."""
-    values = {}
-    if "header" in groups:
-        values["header"] = {field: getattr(reader, field) for field in (*_HEADER, "duration")}
-    values.update((group, getattr(reader, group)) for group in _GROUPS[1:] if group in groups)
+def _read_row(reader, groups=_GROUPS[1:], levels=0):
+    """Return the row of an experiment, with its duration; *levels* of dicts in values are opened."""
+    values = reader.df_vars(groups)
+    values["header"]["duration"] = reader.duration
     return _make_row(values, levels)
 
 
-def _load_rows(directory, names, levels):
-    """Read the rows of a directory by start time, and what could not be read, by experiment.
+def _load_rows(directory, groups, levels):
+    """Return the rows of a directory by start time, and what could not be read, by experiment."""
+    # Not in the order of time, because then all would have to be read before the first is done with: with ten
+    # thousand readers, memory matters.
+    found, problems = [], {}
+    for reader in _read_folders(directory):
+        found.append((reader.sort_key, _read_row(reader, groups, levels)))
+        problems.update(_list_problems([reader]))
+    found.sort(key=lambda item: item[0])
+    return [row for _, row in found], problems
 
-    names: what the needed columns' names begin with; no file is opened for others.
-    """
-    groups = set()
-    for name in names:
-        # All for a name that can't be: the error is to name what may have been meant.
-        groups.update([g for g in _GROUPS if g.startswith(name) or name.startswith(g)] or _GROUPS)
-    found = []
-    # Not in the order of time, for which all would have to be read before the first is done with.
-    for reader in Experiments(experiments_directory=directory)._readers.values():
-        row = _read_row(reader, groups, levels)
-        found.append((reader.start_time, reader.expid, row, reader.problems))
-        # The row has it all; with ten thousand readers, memory matters.
-        reader.__dict__.clear()
-    found.sort(key=lambda item: item[:2])
-    return [row for _, _, row, _ in found], {name: problems for _, name, _, problems in found if problems}
+
+def _list_problems(readers):
+    return {reader.expid: reader.problems for reader in readers if reader.problems}
 
 
 def _find_columns(rows):
-    """List the names of all columns, by group."""
+    """Return the names of all columns, by group."""
     names = {}
     for row in rows:
         names.update(row)
-    ranks = {group: rank for rank, group in enumerate(_GROUPS)}
-    return sorted(names, key=lambda name: ranks.get(name.partition(".")[0], len(ranks)))
+
+    def rank(name):
+        group = name.partition(".")[0]
+        return [*_GROUPS, group].index(group)
+
+    return sorted(names, key=rank)
 
 
 def _resolve_column(rows, columns, name):
@@ -3694,16 +3698,16 @@ def _match_column(columns, name):
 
 
 def _suggest(name, columns):
-    """Say which columns are near *name*."""
+    """Name the columns that are near *name*."""
     from difflib import get_close_matches
 
-    near = [column for column in columns if column.endswith("." + name)]
-    near += [column for column in get_close_matches(name, columns, 5, 0.5) if column not in near]
-    return f"did you mean {', '.join(near[:5])}?" if near else "--list_columns shows what there is."
+    inner = [column for column in columns if column.endswith("." + name)]
+    near = list(dict.fromkeys(inner + get_close_matches(name, columns, 5, 0.5)))[:5]
+    return f"did you mean {', '.join(near)}?" if near else "--list-columns shows what there is."
 
 
 def _choose_columns(rows, columns, prefixes):
-    """List the *columns* that begin with one of *prefixes*, in the order of the prefixes."""
+    """Return the *columns* that begin with one of *prefixes*, in the order of the prefixes."""
     chosen = {}
     for prefix in prefixes:
         matching = [column for column in columns if column.startswith(prefix)]
@@ -3712,69 +3716,67 @@ def _choose_columns(rows, columns, prefixes):
 
 
 def _is_changed(row, column):
-    """Tell whether an argument is not the default; also if nobody knows."""
-    return "default_" + column not in row or row.get(column) != row["default_" + column]
+    """Return whether an argument is not the default; also if the default is unknown."""
+    return "default_" + column not in row or _differ(row.get(column), row["default_" + column])
 
 
 def _is_telling(rows, column):
-    """Tell whether an argument differs between rows or, where it is known, from the default."""
-    values = [row.get(column) for row in rows]
-    if not values or values.count(values[0]) < len(values):
+    """Return whether an argument differs between rows or, where it is known, from the default."""
+    if any(_differ(row.get(column), rows[0].get(column)) for row in rows):
         return True
-    defaults = [row["default_" + column] for row in rows if "default_" + column in row]
-    return defaults.count(values[0]) < len(defaults) or (len(rows) == 1 and not defaults)
+    known = [row for row in rows if "default_" + column in row]
+    return any(_is_changed(row, column) for row in known) or (len(rows) == 1 and not known)
 
 
 def _choose_args(rows, columns, mode):
-    """List *columns* with the arguments that --args asks for."""
+    """Return the columns with the arguments that --args asks for, or those that tell something."""
     args = [column for column in columns if column.startswith("args.")]
-    columns = [column for column in columns if not column.startswith("default_args.")]
-    if mode == "all" or not args:
-        return columns
-    if mode == "non-default":
-        equal = {c for c in args if not any(_is_changed(row, c) for row in rows if c in row)}
-        return [column for column in columns if column not in equal]
-    position = columns.index(args[0])
-    columns = [column for column in columns if column not in args]
     if mode == "truncated":
         for row in rows:
             pairs = (f"{c[5:]}={_dump_cell(row[c])}" for c in args if c in row and _is_changed(row, c))
             row["args"] = _cut(" ".join(pairs), 60)
-        columns.insert(position, "args")
-    return columns
+        return ["args"] if args else []
+    if mode == "none":
+        return []
+    if mode == "non-default":
+        return [c for c in args if any(_is_changed(row, c) for row in rows if c in row)]
+    return args if mode == "all" else [c for c in args if _is_telling(rows, c)]
 
 
 def _sort_rows(rows, columns, descending):
-    """Sort by *columns*; numbers come before texts, rows without a value last."""
+    """Sort by *columns*; numbers come before strings, rows without a value last."""
     for column in reversed(columns):
-        present = [row for row in rows if not _is_missing(row.get(column))]
-        missing = [row for row in rows if _is_missing(row.get(column))]
-        present.sort(key=lambda row: _sort_key(row[column]), reverse=descending)  # noqa: B023
-        rows = present + missing
+        rows = sorted(rows, key=lambda row: _sort_key(row.get(column)), reverse=descending)  # noqa: B023
+        rows.sort(key=lambda row: _is_missing(row.get(column)))  # noqa: B023
     return rows
 
 
 def _sort_key(value):
+    if _is_missing(value):
+        return 2, 0, ""
     if isinstance(value, str) and value.isdecimal():
-        return 0, float(value), value  # as it is shown, like a number: most ids are such texts
+        return 0, float(value), value  # as it is shown, like a number: most ids are such strings
     return (0, value, "") if isinstance(value, (int, float)) else (1, 0, str(value))
 
 
 def _group_rows(rows, columns, keys):
-    """Make one row for each combination of values in the columns *keys*.
+    """Return one row for each combination of values in the columns *keys*.
 
     Other columns of numbers give NAME.mean, NAME.std (of the sample) and NAME.count, the rest NAME.count.
     """
+    rows = [{column: row[column] for column in row if not _is_missing(row[column])} for row in rows]
     groups: "Dict[Any, Any]" = {}
     for row in rows:
-        groups.setdefault(tuple(_group_key(row.get(key)) for key in keys), []).append(row)
+        # As JSON, because "1" is not 1, nor true.
+        values = [row.get(key) for key in keys]
+        groups.setdefault(tuple(v if _is_number(v) else _dump_json(v) for v in values), []).append(row)
     others = [column for column in columns if column not in keys]
-    numeric = {c for c in others if all(_is_number(row[c]) for row in rows if not _is_missing(row.get(c)))}
+    numeric = {c for c in others if all(_is_number(row[c]) for row in rows if c in row)}
     result = []
     for members in groups.values():
         row = {key: members[0].get(key) for key in keys}
         for column in others:
-            values = [member[column] for member in members if not _is_missing(member.get(column))]
+            values = [member[column] for member in members if column in member]
             if column in numeric:
                 row[column + ".mean"], row[column + ".std"] = _mean_and_deviation(values)
             row[column + ".count"] = len(values)
@@ -3782,30 +3784,22 @@ def _group_rows(rows, columns, keys):
     return _sort_rows(result, keys, descending=False)
 
 
-def _group_key(value):
-    if _is_missing(value):
-        return None
-    return value if _is_number(value) else _dump_json(value)
-
-
 def _mean_and_deviation(values):
-    """Give the mean and the standard deviation of a sample, None where there are too few values."""
-    from math import fsum, sqrt
+    """Return the mean and the standard deviation of a sample, None where there are too few values."""
+    from statistics import mean, stdev
 
     try:
-        mean = fsum(values) / len(values)
-        squares = fsum((value - mean) ** 2 for value in values)
-        return mean, sqrt(squares / (len(values) - 1)) if len(values) > 1 else None
-    except (OverflowError, ValueError, ZeroDivisionError):
+        return mean(values), stdev(values) if len(values) > 1 else None
+    except (ArithmeticError, AttributeError, ValueError):  # for infinity, by the version of Python
         return None, None
 
 
 def _list_differences(rows):
-    """List the columns that two rows differ in, with both values, and the difference of numbers."""
+    """Return the columns that two rows differ in, with both values, and the difference of numbers."""
     differences = []
     for column in _find_columns(rows):
         first, second = values = [row.get(column) for row in rows]
-        if first != second and re.match(_COMPARED, column):
+        if _differ(first, second) and re.match(_COMPARED, column):
             try:
                 change = float(second - first) if _is_number(first) and _is_number(second) else None
             except OverflowError:
@@ -3815,7 +3809,7 @@ def _list_differences(rows):
 
 
 def _diff_commits(readers):
-    """Give git's statistics of what changed between the commits of two experiments, or why there is none."""
+    """Return git's statistics of what changed between the commits of two experiments, or why not."""
     shas = [str(reader.sha) for reader in readers]
     if not all(re.fullmatch("[0-9a-f]{40,64}", sha) for sha in shas):
         return "The commits are not known."
@@ -3831,142 +3825,112 @@ def _diff_commits(readers):
 
 
 _LONGEST_FILTER = 4000
-_LARGEST_NUMBER = 10**300
 _FILTER_WORDS = (
     r"""(?P<text>'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")"""
     r"""|`(?P<quoted>[^`]*)`"""
     r"""|(?<![\w.])(?P<dotted>[^\W\d]\w*(?:\.\w+)+)"""
     r"""|(?P<operator>&&?|\|\|?)"""
 )
-_OPERATORS = {
-    "Add": lambda left, right: left + right,
-    "Sub": lambda left, right: left - right,
-    "Mult": lambda left, right: left * right,
-    "Div": lambda left, right: left / right,
-    "Lt": lambda left, right: left < right,
-    "LtE": lambda left, right: left <= right,
-    "Gt": lambda left, right: left > right,
-    "GtE": lambda left, right: left >= right,
-}
+# ast's names of all that a filter may use; Num, Str and NameConstant are those of Python 3.7 and older.
+_SYNTAX = set(
+    "Expression Load Name Constant Num Str NameConstant List Tuple BoolOp And Or UnaryOp Not Invert UAdd USub"  # noqa: SIM905
+    " BinOp Add Sub Mult Div Compare Eq NotEq In NotIn Is IsNot Lt LtE Gt GtE".split()
+)
+_OPERATORS = {"Add": "add", "Sub": "sub", "Mult": "mul", "Div": "truediv"}
+_OPERATORS.update({"Lt": "lt", "LtE": "le", "Gt": "gt", "GtE": "ge"})
 
 
 def _filter_rows(rows, columns, text):
-    """List the rows for which the expression *text* is true. Raises QueryException."""
+    """Return the rows for which the expression *text* is true. Raises QueryException."""
     try:
-        matches = _Filter(rows, columns).compile(text)
-        return [row for row in rows if _truth(matches(row))]
+        tree = _parse_filter(rows, columns, text)
+        return [row for row in rows if _truth(_evaluate(tree, row))]
     except QueryException as error:
         odd = [f"`{c}`" for c in columns if c in text and f"`{c}`" not in text and re.search(r"[^\w.]", c)]
         hint = f" In backticks it is one name: {odd[0]}." if odd else ""
         raise QueryException(f"The filter {_cut(text, 60)!r}: {error}{hint}") from None
-    except RecursionError:
-        raise QueryException(f"The filter {_cut(text, 60)!r} is too deep.") from None
+    except (RecursionError, TypeError, ValueError) as error:
+        raise QueryException(f"The filter {_cut(text, 60)!r}: {error}.") from None
 
 
-class _Filter:
-    """Turns the text of a filter into a function of a row; its methods for ast's nodes are all the syntax."""
+def _parse_filter(rows, columns, text):
+    """Return the syntax tree of a filter; each node has its kind, its parts, and a column or a constant."""
+    import ast
+    import warnings
 
-    def __init__(self, rows, columns):
-        self.rows, self.columns = rows, columns
-        self.names = {}
+    if len(text) > _LONGEST_FILTER:
+        raise QueryException(f"it is longer than {_LONGEST_FILTER} characters.")
+    names: "Dict[str, str]" = {}
 
-    def compile(self, text):
-        import ast
-        import warnings
-
-        if len(text) > _LONGEST_FILTER:
-            raise QueryException(f"it is longer than {_LONGEST_FILTER} characters.")
-        source = re.sub(_FILTER_WORDS, self._replace_word, text).strip()
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                tree = ast.parse(source, mode="eval")
-        except (SyntaxError, ValueError, MemoryError):
-            raise QueryException("it can't be parsed; odd names go in backticks: `args.a-b`.") from None
-        return self._compile(tree.body)
-
-    def _replace_word(self, match):
-        """Put a Python name in the place of a column's, which need not be one: args.lambda."""
+    def replace_word(match):
+        # A column's name need not be one of Python: args.lambda.
         if match.group("text"):
             return match.group()
         if match.group("operator"):
             return " and " if match.group()[0] == "&" else " or "
-        name = f"column_{len(self.names)}_"
-        self.names[name] = match.group("quoted") or match.group("dotted") or ""
+        name = f"column_{len(names)}"
+        names[name] = match.group("quoted") or match.group("dotted") or ""
         return f" {name} "
 
-    def _compile(self, node):
-        kind = type(node).__name__
-        method = getattr(self, "_compile_" + kind, None)
-        if method is None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(re.sub(_FILTER_WORDS, replace_word, text).strip(), mode="eval")
+    except (SyntaxError, ValueError, MemoryError):
+        raise QueryException("it can't be parsed; odd names go in backticks: `args.a-b`.") from None
+    nodes: "List[Any]" = list(ast.walk(tree))
+    for kind in (type(node).__name__ for node in nodes):
+        if kind not in _SYNTAX:
             raise QueryException(f"{kind} is not understood; there are and or not in == < + - * /.")
-        return method(node)
+    for node in reversed(nodes):  # from the inside to the outside
+        node.kind = type(getattr(node, "op", node)).__name__
+        node.parts = [part for part in ast.iter_child_nodes(node) if isinstance(part, ast.expr)]
+        if node.kind == "Name":
+            node.column = _resolve_column(rows, columns, names.get(node.id, node.id))
+        elif node.kind in ("Constant", "Num", "Str", "NameConstant"):
+            node.value = ast.literal_eval(node)
+            if not isinstance(node.value, (str, int, float, type(None))):
+                raise QueryException(f"{node.value!r} is not understood.")
+        elif node.kind == "Compare":
+            for operator, left, right in zip(node.ops, node.parts, node.parts[1:]):
+                if isinstance(operator, (ast.Eq, ast.NotEq, ast.In, ast.NotIn)):
+                    _check_types(rows, left, right)
+                    _check_types(rows, right, left)
+    return tree.body
 
-    def _compile_Name(self, node):
-        column = node.column = _resolve_column(self.rows, self.columns, self.names.get(node.id, node.id))
-        return lambda row: None if _is_missing(row.get(column)) else row[column]
 
-    def _compile_Constant(self, node):
-        import ast
+def _check_types(rows, node, other):
+    """Raise QueryException if *node* is a column and *other* a constant that no value of it can equal."""
+    if node.kind != "Name":
+        return
+    kinds = {_type(row.get(node.column)) for row in rows} - {"nothing"}
+    parts = other.parts if other.kind in ("List", "Tuple") else [other]
+    constants = [getattr(part, "value", None) for part in parts]
+    if kinds and constants and not any(c is None or kinds & {_type(c), "list"} for c in constants):
+        problem = f"{node.column} is a {min(kinds)}, and {constants[0]!r} a {_type(constants[0])}"
+        hint = f": write '{constants[0]}'" if kinds == {"text"} and _is_number(constants[0]) else ""
+        raise QueryException(f"{problem}{hint}.")
 
-        value = ast.literal_eval(node)
-        if not isinstance(value, (str, int, float, type(None))):
-            raise QueryException(f"{value!r} is not understood.")
-        return lambda row: value
 
-    # Up to Python 3.7.
-    _compile_Num = _compile_Str = _compile_NameConstant = _compile_Constant
-
-    def _compile_List(self, node):
-        items = [self._compile(item) for item in node.elts]
-        return lambda row: [item(row) for item in items]
-
-    _compile_Tuple = _compile_List
-
-    def _compile_BoolOp(self, node):
-        parts = [self._compile(value) for value in node.values]
-        decide = all if type(node.op).__name__ == "And" else any
-        return lambda row: decide(_truth(part(row)) for part in parts)
-
-    def _compile_UnaryOp(self, node):
-        operand = self._compile(node.operand)
-        if type(node.op).__name__ in ("Not", "Invert"):
-            return lambda row: not _truth(operand(row))
-        sign = -1 if type(node.op).__name__ == "USub" else 1
-        return lambda row: _calculate("Mult", sign, operand(row))
-
-    def _compile_BinOp(self, node):
-        kind = type(node.op).__name__
-        if kind not in _OPERATORS:
-            raise QueryException(f"the operator {kind} is not understood; there are + - * /.")
-        left, right = self._compile(node.left), self._compile(node.right)
-        return lambda row: _calculate(kind, left(row), right(row))
-
-    def _compile_Compare(self, node):
-        nodes = [node.left] + node.comparators
+def _evaluate(node, row):
+    """Return the value of a node of a filter for *row*."""
+    kind = node.kind
+    if kind == "Name":
+        return None if _is_missing(row.get(node.column)) else row[node.column]
+    if hasattr(node, "value"):
+        return node.value
+    parts = (_evaluate(part, row) for part in node.parts)
+    if kind in ("And", "Or"):
+        return (all if kind == "And" else any)(map(_truth, parts))
+    values = list(parts)
+    if kind == "Compare":
         kinds = [type(operator).__name__ for operator in node.ops]
-        operands = [self._compile(operand) for operand in nodes]
-        for kind, left, right in zip(kinds, nodes, nodes[1:]):
-            if kind in ("Eq", "NotEq", "In", "NotIn"):
-                self._check_types(left, right)
-                self._check_types(right, left)
-        steps = list(zip(kinds, operands, operands[1:]))
-        return lambda row: all(_compare(kind, left(row), right(row)) for kind, left, right in steps)
-
-    def _check_types(self, node, other):
-        """Raise QueryException if *node* is a column and *other* a constant that no value of it can equal."""
-        import ast
-
-        try:
-            column, constants = node.column, ast.literal_eval(other)
-        except (AttributeError, ValueError):
-            return
-        kinds = {_type(row.get(column)) for row in self.rows} - {"nothing"}
-        for constant in constants if isinstance(constants, (list, tuple)) else [constants]:
-            if kinds and constant is not None and not kinds & {_type(constant), "list"}:
-                problem = f"{column} is a {min(kinds)}, and {constant!r} a {_type(constant)}"
-                hint = f": write '{constant}'" if kinds == {"text"} and _is_number(constant) else ""
-                raise QueryException(f"{problem}{hint}.")
+        return all(map(_operate, kinds, values, values[1:]))
+    if kind in ("List", "Tuple"):
+        return values
+    if kind in ("Not", "Invert"):
+        return not _truth(*values)
+    return _operate(kind[-3:], 0, *values) if kind in ("UAdd", "USub") else _operate(kind, *values)
 
 
 def _type(value):
@@ -3984,37 +3948,29 @@ def _truth(value):
     raise QueryException(f"{value!r} is neither true nor false; compare it with something.")
 
 
-def _calculate(kind, left, right):
-    """Calculate with two numbers; None if one is missing, and where there is no result."""
+def _operate(kind, left, right):
+    """Compare two values, or calculate with them.
+
+    What is missing equals None, and has no order; the result is None then, and where there is none.
+    """
+    import operator
+
+    if isinstance(right, list) and not isinstance(left, list):
+        kind = {"Eq": "In", "NotEq": "NotIn"}.get(kind, kind)  # as in pandas
+    if kind in ("In", "NotIn"):
+        is_possible = isinstance(right, list) or not (left is None or right is None)
+        return (is_possible and left in right) == (kind == "In")
+    if kind in ("Eq", "NotEq", "Is", "IsNot"):
+        return (left == right) == (kind in ("Eq", "Is"))
     if left is None or right is None:
         return None
-    if _type(left) != "number" or _type(right) != "number":
+    if kind in ("Add", "Sub", "Mult", "Div") and {_type(left), _type(right)} != {"number"}:
         raise QueryException(f"{left!r} and {right!r} are not both numbers.")
     try:
-        result = _OPERATORS[kind](left, right)
-    except (ZeroDivisionError, OverflowError):
+        result = getattr(operator, _OPERATORS[kind])(left, right)
+    except ArithmeticError:
         return None
-    if isinstance(result, int) and abs(result) > _LARGEST_NUMBER:
-        raise QueryException("its numbers grow too large.")
     return None if _is_missing(result) else result
-
-
-def _compare(kind, left, right):
-    """Compare two values; what is missing is equal to None, and neither smaller nor larger than anything."""
-    if kind in ("Eq", "Is", "NotEq", "IsNot"):
-        return (left == right) == (kind in ("Eq", "Is"))
-    if kind in ("In", "NotIn"):
-        if isinstance(right, str) and left is None:
-            right = None
-        is_text_in_text = isinstance(left, str) and isinstance(right, str)
-        if not (is_text_in_text or isinstance(right, list) or right is None):
-            raise QueryException(f"{right!r} is neither a list nor a text.")
-        return (right is not None and left in right) == (kind == "In")
-    if left is None or right is None:
-        return False
-    if _type(left) != _type(right) or _type(left) not in ("number", "text"):
-        raise QueryException(f"{left!r} and {right!r} can't be put in an order.")
-    return _OPERATORS[kind](left, right)
 
 
 # === Tables ===================================================================
@@ -4029,70 +3985,50 @@ _TITLES = {
 }
 _COLORS = {"SUCCESS": "32", "RUNNING": "36", "ERROR": "31", "DEAD": "31", "RUNNING?": "33", "UNKNOWN": "33"}
 _WIDEST_CELL = 40
+_LONGEST_LINE = 1000
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX.update((c, "\\" + c) for c in "&%$#_{}")
 # A bracket or star at the start of a line is an option of the line break before it.
 _LATEX.update((c, "{" + c + "}") for c in "[]*<>|\"'`-")
 
 
-def _format_csv(rows, columns):
-    import csv
-    import io
+def _format_lines(rows, columns, escape, begin, separator, end):
+    """Return the line of the titles, and those of the rows."""
+    lines = [columns, *([_dump_cell(row.get(column)) for column in columns] for row in rows)]
+    return [begin + separator.join(map(escape, cells)) + end for cells in lines]
 
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([_dump_cell(row.get(column)) for column in columns] for row in rows)
-    return file.getvalue()
+
+def _format_csv(rows, columns):
+    # A line with nothing in it would count as blank.
+    quoted = '[,"\r\n]' if len(columns) > 1 else '[,"\r\n]|^$'
+
+    def escape(text):
+        return '"' + text.replace('"', '""') + '"' if re.search(quoted, text) else text
+
+    return "".join(_format_lines(rows, columns, escape, "", ",", "\n"))
 
 
 def _format_json(rows, names, **more):
     """Format rows in the one shape of JSON that everything here has: {"rows": [{"args.lr": 0.1}], ...}."""
     chosen = [{name: row[name] for name in names if name in row} for row in rows]
-    return _dump_json({"rows": chosen, **more}, 2)
+    return _dump_json({"rows": chosen, **more}, indent=2)
 
 
 def _format_markdown(rows, columns):
-    def format_line(values):
-        texts = [re.sub(r"[\\`*_\[\]<>&|~$]", r"\\\g<0>", _show_controls(_dump_cell(v))) for v in values]
-        return "| " + " | ".join(texts) + " |\n"
+    def escape(text):
+        return re.sub(r"[\\`*_\[\]<>&|~$]", r"\\\g<0>", _show_controls(text))
 
-    head = format_line(columns) + "|" + " --- |" * len(columns) + "\n"
-    return head + "".join(format_line(map(row.get, columns)) for row in rows)
+    head, *lines = _format_lines(rows, columns, escape, "| ", " | ", " |\n")
+    return head + "|" + " --- |" * len(columns) + "\n" + "".join(lines)
 
 
 def _format_latex(rows, columns):
-    def format_line(values):
-        texts = [_show_controls(_dump_cell(v)).translate(str.maketrans(_LATEX)) for v in values]
-        return " & ".join(texts) + r" \\" + "\n"
+    def escape(text):
+        return _show_controls(text).translate(str.maketrans(_LATEX))
 
-    head = "\\begin{tabular}{" + "l" * len(columns) + "}\n\\hline\n" + format_line(columns) + "\\hline\n"
-    return head + "".join(format_line(map(row.get, columns)) for row in rows) + "\\hline\n\\end{tabular}\n"
-
-
-_FORMATS: "Dict[str, Any]" = {
-    "csv": _format_csv,
-    "json": _format_json,
-    "md": _format_markdown,
-    "tex": _format_latex,
-    "pd": None,
-}
-
-
-def _find_ending(path):
-    return os.path.splitext(path)[1][1:].lower()
-
-
-def _export(path, rows, columns, levels, is_flat):
-    """Write a table to the file *path*, in the format that its ending says."""
-    format_rows = _FORMATS[_find_ending(path)]
-    try:
-        if format_rows:
-            _write_file(path, format_rows(rows, columns).encode("utf-8", "backslashreplace"))
-        else:
-            _to_dataframe(rows, levels, is_flat, columns).to_pickle(path)
-    except OSError as error:
-        raise FolderException(path, f"can't be written: {_explain(error)}.", error.errno) from error
+    head, *lines = _format_lines(rows, columns, escape, "", " & ", " \\\\\n")
+    begin = "\\begin{tabular}{" + "l" * len(columns) + "}\n\\hline\n"
+    return begin + head + "\\hline\n" + "".join(lines) + "\\hline\n\\end{tabular}\n"
 
 
 def _split_title(column, is_flat):
@@ -4104,17 +4040,18 @@ def _split_title(column, is_flat):
 
 
 def _format_column(rows, column, titles):
-    """Format a column as texts of one width, its two titles first, numbers with their points aligned."""
+    """Format a column as strings of one width, its two titles first, numbers with their points aligned."""
     texts = values = [row.get(column) for row in rows]
     kinds = set(map(type, values))
-    # Looked at all at once, because ten thousand texts that need nothing are the usual case.
+    # Looked at all at once, because ten thousand strings that need nothing are the usual case.
     if kinds != {str} or not "".join(values).isprintable():
         # Results are measured, arguments are chosen: only the former are rounded.
         digits = 5 if column.startswith("summary.") else 15
-        texts = [_format_value(value, digits) for value in values]
+        texts = [_show_controls(_format_value(value, digits)[:_LONGEST_LINE]) for value in values]
+    texts = [text[:_LONGEST_LINE] for text in texts]
     is_numeric = kinds <= {int, float, type(None)} or "".join(texts).isdigit()
     if is_numeric:
-        # Filled up behind the point to one length.
+        # Padded after the point to one length.
         tails = [len(text.lstrip("-0123456789")) for text in texts]
         longest = max(tails, default=0)
         texts = [text + " " * (longest - tail) for text, tail in zip(texts, tails)]
@@ -4145,13 +4082,14 @@ def _fit_columns(columns, widths, width, has_messages):
         if column is not None and (widths[column] + 2 <= left or not chosen):
             chosen.append(column)
             left -= widths[column] + 2
-    return [column for column in columns if column in chosen]
+    taken = set(chosen)
+    return [column for column in columns if column in taken]
 
 
 def _format_table(rows, columns, width=None, is_flat=False, colors=False, messages=()):
     """Format a table for people, as a list of lines; *messages* (one a row) follow each row's last value.
 
-    With a *width*, columns that don't fit are left out, and the last line says which.
+    With a *width*, columns that don't fit are left out, and the last line names them.
     """
     cells, above = {}, ""
     for column in columns:
@@ -4163,50 +4101,44 @@ def _format_table(rows, columns, width=None, is_flat=False, colors=False, messag
     lines = ["  ".join(line).rstrip() for line in zip(*(cells[column] for column in shown))]
     for number, message in enumerate(messages, 2):
         if message:
-            lines[number] += "  " + _show_controls(message)
+            lines[number] += "  " + _show_controls(message[:_LONGEST_LINE])
     if width:
         lines = [_cut(line, width) for line in lines]
     if colors:
-        words = "|".join(map(re.escape, _COLORS))
-        lines = [re.sub(rf"(?<= )({words})(?= |$)", _color_status, line, count=1) for line in lines]
-    omitted = [_show_controls(column) for column in columns if column not in shown]
+        pattern = rf"(?<= )({'|'.join(map(re.escape, _COLORS))})(?= |$)"
+        color = lambda match: f"\x1b[{_COLORS[match.group()]}m{match.group()}\x1b[0m"  # noqa: E731
+        lines = [re.sub(pattern, color, line, count=1) for line in lines]
+    fits = set(shown)
+    omitted = [_show_controls(column) for column in columns if column not in fits]
     if omitted:
         lines.append(_cut(f"Not shown ({len(omitted)}), for want of width: {', '.join(omitted)}", width))
     return lines if lines[0] else lines[1:]
 
 
-def _color_status(match):
-    return f"\x1b[{_COLORS[match.group()]}m{match.group()}\x1b[0m"
-
-
 def _shorten_times(rows):
-    """Put the times in *rows* into short words, with the year only if it is not this one in all of them."""
+    """Shorten the times in *rows* as ls does: '11-23 09:58', and the date for another year."""
     year = time.strftime("%Y-")
-    start = len(year) if all(row["header.start_time"].startswith(year) for row in rows) else 0
     for row in rows:
-        row["header.start_time"] = row["header.start_time"][start:16].replace("T", " ")
+        start = row["header.start_time"].replace("T", " ")
+        row["header.start_time"] = start[5:16] if start.startswith(year) else start[:10]
         row["header.duration"] = "%7s" % _format_duration(row["header.duration"])
 
 
 def _format_pairs(title, pairs):
-    """Yield a title and a line for each name and text, the texts below each other."""
-    pairs = [(_show_controls(name), _show_controls(text)) for name, text in pairs]
+    """Yield a title and lines for each name and string, the strings below each other."""
+    pairs = [(_show_controls(name), text) for name, text in pairs]
     longest = max((_width(name) for name, _ in pairs), default=0)
     yield _show_controls(title) + ("" if pairs else ": none")
     for name, text in pairs:
-        yield f"{name}{' ' * (longest - _width(name))}  {text}"
+        for line in text.rstrip("\n").split("\n"):
+            yield f"{name}{' ' * (longest - _width(name))}  {_show_controls(line)}"
+            name = ""
 
 
 def _format_difference(values, difference):
-    # What is not there has no text of its own in a table, but needs one here.
+    # What is not there is an empty cell in a table, but needs a sign here.
     first, second = (_format_value(value, 6) or "-" for value in values)
     return f"{first} -> {second}" + ("" if difference is None else "  (%+.6g)" % difference)
-
-
-def _describe_attempt(attempt):
-    """Put an attempt into words; --json shows all of it."""
-    keys = ("start-time", "end-time", "host", "pid", "ended")
-    return "{} to {} on {}, pid {}: {}".format(*(attempt.get(key, "-") for key in keys))
 
 
 def _format_experiment(reader, row, texts):
@@ -4214,42 +4146,34 @@ def _format_experiment(reader, row, texts):
     folder, took = os.path.abspath(reader.curexpdir), _format_duration(reader.duration) or "unknown"
     title = f"{reader.expid}  {reader.status}  {reader.status_message}".rstrip()
     yield from _format_pairs(title, [("folder", folder), ("start", reader.start_time), ("took", took)])
-    yield from _format_group(row, "args", " (* is not the default)")
-    yield from _format_group(row, "summary")
-    attempts = _get_attempts(reader.metadata)
-    if attempts:
-        row = {**row, "metadata.attempts": dict(enumerate(map(_describe_attempt, attempts), 1))}
-    yield from _format_group(row, "metadata")
+    row = _flatten(row, 1)
+    if _get_attempts(reader.metadata):
+        del row["metadata.attempts"]
+    for number, attempt in enumerate(_get_attempts(reader.metadata), 1):
+        # --json shows all of an attempt.
+        words = [attempt.get(key, "-") for key in ("start-time", "end-time", "host", "pid", "ended")]
+        row[f"metadata.attempts.{number}"] = "{} to {} on {}, pid {}: {}".format(*words)
+    for group, note in (("args", " (* is not the default)"), ("summary", ""), ("metadata", "")):
+        yield ""
+        yield from _format_pairs(group + note, _take_group(row, group))
     status = texts["status"] if len(texts["status"]) > 1 else []
     titles = ("stdout, its end", "stderr, its end", "STATUS", "could not be read")
     for title, lines in zip(titles, (texts["stdout"], texts["stderr"], status, reader.problems)):
         if any(lines):
             yield from ("", title)
             # A progress bar: what the carriage returns left to be seen.
-            yield from ("  " + _show_controls(line.rstrip("\r").rpartition("\r")[2]) for line in lines)
+            seen = (line.rstrip("\r").rpartition("\r")[2] for line in lines)
+            yield from ("  " + _show_controls(_cut(line, _LONGEST_LINE)) for line in seen)
 
 
-def _take_lines(value):
-    """List what gets a line of its own: the values of a dict, the dicts in a list, and all else as it is."""
-    if isinstance(value, dict) and value:
-        return [(f".{key}", item) for key, item in value.items()]
-    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        return [(f".{number}", item) for number, item in enumerate(value, 1)]
-    return [("", value)]
-
-
-def _format_group(row, group, title=""):
-    """Yield the values of a group; arguments that are not the default have a star."""
-    pairs = []
-    for column in row:
+def _take_group(row, group):
+    """Yield names and values of a group; arguments that are not the default have a star."""
+    for column, value in row.items():
         if column.startswith(group + "."):
             star, default = " ", ""
             if "default_" + column in row and _is_changed(row, column):
                 star, default = "*", f"  (default {_format_value(row['default_' + column])})"
-            for suffix, value in _take_lines(row[column]):
-                pairs.append((f"{star} {column[len(group) + 1 :]}{suffix}", _format_value(value) + default))
-    yield ""
-    yield from _format_pairs(group + title, pairs)
+            yield f"{star} {column[len(group) + 1 :]}", _format_value(value) + default
 
 
 # === Run ======================================================================
@@ -4528,6 +4452,46 @@ def _run(words):
 _FOUND, _NOTHING_FOUND, _WRONG = 0, 1, 2
 _TAIL_LINES = 10
 _FRONT = ["header.expid", "header.status", "header.start_time", "header.duration"]
+_FORMATS: "Dict[str, Any]" = {
+    "csv": _format_csv,
+    "json": _format_json,
+    "md": _format_markdown,
+    "tex": _format_latex,
+    "pd": None,
+}
+# Options and operands of commands: name, value and help. N is a number, three dots mean one value or more.
+_COMMON = """
+--json                   -           print JSON: {"rows": [{"args.lr": 0.1, ...}], ...}
+--project-directory      DIR         look for 'experiments' from here upwards
+--experiments-directory  DIR         where the experiments are
+"""
+_LISTING = """
+directory                DIRECTORY   where the experiments are; default: the project's 'experiments'
+--filter                 EXPRESSION  only rows where it is true: 'args.lr < 1 and args.seed == 3'
+--groupby                COLUMN...   a row for each value: mean, std, count
+--sort                   COLUMN...   sort, largest first
+--sort-reverse           COLUMN...   sort, smallest first
+--tail                   N           only the last N rows
+--columns                PREFIX...   only columns whose names begin so
+--args                   none|truncated|non-default|all  which arguments to show
+--list-columns           -           print the names of the columns
+--normalize-json-values  N           make N levels of dicts columns
+--flat-cols              -           write titles as names: args.lr
+--export                 FILE        write FILE.csv, .json, .md, .tex or .pd (for pandas); - is CSV on stdout
+--version                -           print the version, and git's hash of this very file
+"""
+_EPILOG = """\
+commands (meticulous COMMAND --help describes each):
+  show   Show everything about one experiment.
+  diff   Compare two experiments: arguments, results and commits.
+  path   Print the path of an experiment's folder.
+  run    Record any command: run [OPTIONS] -- COMMAND [ARGUMENT ...]
+
+An ID is a number, or the unambiguous beginning of another name; -1 is the
+latest; what has a slash in it is the path of an experiment's folder.
+Columns are named header.status, args.lr, summary.loss; see --list-columns.
+Exit code: 0 fine, 1 nothing found, 2 wrong use or error.
+"""
 
 
 class _NothingFound(QueryException):
@@ -4538,243 +4502,264 @@ def _print(lines):
     sys.stdout.write(_encodable("".join(line + "\n" for line in lines), sys.stdout))
 
 
-def _make_parser(name, epilog):
+def _parse(name, words):
+    """Parse the options and operands of the command *name*."""
     import argparse
     from functools import partial
 
-    parser = argparse.ArgumentParser(
+    class Parser(argparse.ArgumentParser):
+        def error(self, message):
+            super().error(_show_controls(message))
+
+    parser = Parser(
         prog=f"meticulous {name}".strip(),
-        description=_COMMANDS[name][1],
-        epilog=epilog,
+        epilog=_EPILOG,
         # Given a width, it need not import shutil to ask the terminal.
         formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=27, width=79),
     )
-    add = parser.add_argument
-    add("--json", action="store_true", help='print JSON: {"rows": [{"args.lr": 0.1, ...}], ...}')
-    add("--project-directory", metavar="DIR", default="", help="look for 'experiments' from here upwards")
-    return parser
+    for line in filter(None, (_COMMON + _COMMANDS[name][1]).split("\n")):
+        option, value, text = line.split(None, 2)
+        kind: "Any" = {"metavar": value, "default": ""}
+        if value == "-":
+            kind = {"action": "store_true"}
+        elif value == "N":
+            kind = {"metavar": value, "type": int}
+        elif value.endswith("..."):
+            kind = {"metavar": value[:-3], "nargs": "+", "default": []}
+        elif "|" in value:
+            kind = {"choices": value.split("|")}
+        elif option[0] != "-":
+            kind["nargs"] = "?"
+        parser.add_argument(option, help=text, **kind)
+    # The package's options are spelled with underscores.
+    return parser.parse_args([re.sub("^--[^=]*", lambda m: m.group().replace("_", "-"), w) for w in words])
 
 
-def _read_named(name, words, *ids):
-    """Parse the options of a command on single experiments; returns them, and the readers of *ids*."""
-    parser = _make_parser(name, "An ID may be shortened as long as it is unambiguous; -1 is the latest.")
-    parser.add_argument("--experiments-directory", metavar="DIR", help="where the experiments are")
-    if name == "show":
-        parser.add_argument("--job", metavar="JOB", help="instead of an ID, a Slurm job: 1234 or 1234_7")
-    for metavar in ids:
-        parser.add_argument(metavar, nargs="?" if name == "show" else None)
-    options = parser.parse_args(words)
-    directory = options.experiments_directory or _find_directory(options.project_directory)
-    job = getattr(options, "job", None)
-    return options, [_read_one(directory, getattr(options, metavar), job) for metavar in ids]
-
-
-def _read_one(directory, text, job):
-    """Find the one experiment that an ID or a job means."""
+def _find_reader(options, text):
+    """Return the reader of the one experiment that an ID, a path or a job means."""
+    job = getattr(options, "job", "")
     if bool(text) == bool(job):  # an empty one is an unset variable of a shell
-        raise QueryException("Name one experiment, by its ID or by --job.")
-    names = _find_experiment(directory, text) if text else _find_job(directory, job)
-    if not names:
-        what = repr(text) if text else f"of job {job}"
+        raise QueryException("Name an experiment, by its ID or its path; for `show` by --job JOB too.")
+    if os.path.dirname(text) and os.path.exists(os.path.join(text, "STATUS")):
+        return ExperimentReader(os.path.abspath(text))
+    directory = options.experiments_directory or _find_directory(options.project_directory)
+    experiments = Experiments(experiments_directory=directory)
+    readers = experiments.find(text) if text else experiments.find_job(job)
+    what = repr(text) if text else f"of job {job}"
+    if not readers:
         raise _NothingFound(f"There is no experiment {what} in {directory}.")
-    if len(names) > 1:
-        shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-        raise QueryException(f"{text or job!r} may be any of {len(names)} experiments: {shown}.")
-    return ExperimentReader(os.path.join(directory, names[0]))
+    if len(readers) > 1:
+        shown = ", ".join(reader.expid for reader in readers[:8]) + (", ..." if len(readers) > 8 else "")
+        raise QueryException(f"{text or job!r} may be any of {len(readers)} experiments: {shown}.")
+    return readers[0]
 
 
-def _path(words):
-    options, (reader,) = _read_named("path", words, "ID")
+def _path(reader):
     path = os.path.abspath(reader.curexpdir)
-    row = {"header.expid": reader.expid, "path": path}
-    _print([_format_json([row], row) if options.json else path])
-    return _FOUND
+    return [{"header.expid": reader.expid, "path": path}], {}, [path]
 
 
-def _show(words):
-    options, (reader,) = _read_named("show", words, "ID")
+def _show(reader):
     row = _read_row(reader)
-    texts = {"status": (reader._read("STATUS") or b"").decode("utf-8", "replace").rstrip().split("\n")}
-    for name in ("stdout", "stderr"):
-        texts[name] = _read_tail(os.path.join(reader.curexpdir, name), _TAIL_LINES)
-    if options.json:
-        _print([_format_json([row], row, problems=_list_problems([reader]), **texts)])
-    else:
-        _print(_format_experiment(reader, row, texts))
-    return _FOUND
+    texts = {name.lower(): reader.read_lines(name) for name in ("STATUS", "stdout", "stderr")}
+    texts.update((name, texts[name][-_TAIL_LINES:]) for name in ("stdout", "stderr"))
+    return [row], {"problems": _list_problems([reader]), **texts}, _format_experiment(reader, row, texts)
 
 
-def _diff(words):
-    options, readers = _read_named("diff", words, "A", "B")
+def _diff(*readers):
     rows = [_read_row(reader) for reader in readers]
     differences, stat = _list_differences(rows), _diff_commits(readers)
-    if options.json:
-        more = {"differences": differences, "stat": stat, "problems": _list_problems(readers)}
-        _print([_format_json(rows, _find_columns(rows), **more)])
-    else:
-        pairs = [(d["column"], _format_difference(d["values"], d["difference"])) for d in differences]
-        _print([*_format_pairs("differences", pairs), "", *map(_show_controls, stat.split("\n"))])
-    return _FOUND
-
-
-def _parse_listing(words):
-    commands = "".join(f"  {name:6}{help}\n" for name, (_, help) in _COMMANDS.items() if name)
-    parser = _make_parser(
-        "",
-        f"commands (meticulous COMMAND --help tells more):\n{commands}\n"
-        "Columns are named header.status, args.lr, summary.loss; see --list_columns.\n"
-        "Exit code: 0 fine, 1 nothing found, 2 wrong use or error.",
-    )
-    add = parser.add_argument
-    # fmt: off
-    add("experiments_directory", metavar="DIRECTORY", nargs="?", help="default: the project's 'experiments'")
-    add("--filter", metavar="EXPRESSION", help="only rows where it is true: 'args.lr < 1 and args.seed == 3'")
-    add("--groupby", metavar="COLUMN", nargs="+", default=[], help="a row for each value: mean, std, count")
-    add("--sort", metavar="COLUMN", nargs="+", default=[], help="sort, largest first")
-    add("--sort_reverse", metavar="COLUMN", nargs="+", default=[], help="sort, smallest first")
-    add("--tail", metavar="N", type=int, help="only the last N rows")
-    add("--columns", metavar="PREFIX", nargs="+", help="only columns whose names begin so")
-    add("--args", choices=["none", "truncated", "non-default", "all"], help="which arguments to show")
-    add("--list_columns", action="store_true", help="print the names of the columns")
-    add("--normalize_json_values", metavar="N", type=int, default=0, help="make N levels of dicts columns")
-    add("--flat_cols", action="store_true", help="write titles as names: args.lr")
-    add("--export", metavar="FILE", help="write FILE.csv, .json, .md, .tex, or .pd (a pickle; needs pandas)")
-    add("--version", action="store_true", help="print the version, and git's hash of this very file")
-    # fmt: on
-    options = parser.parse_args(words)
-    if options.export and _find_ending(options.export) not in _FORMATS:
-        parser.error(f"--export {options.export!r}: the ending is one of .{', .'.join(_FORMATS)}")
-    if (options.tail or 0) < 0 or options.normalize_json_values < 0:
-        parser.error("--tail and --normalize_json_values take no negative numbers")
-    options.is_for_people = not (options.columns or options.export or options.json or options.list_columns)
-    return options
+    pairs = [(d["column"], _format_difference(d["values"], d["difference"])) for d in differences]
+    title = " -> ".join(reader.expid for reader in readers)
+    lines = [*_format_pairs(title, pairs), "", *map(_show_controls, stat.split("\n"))]
+    return rows, {"differences": differences, "stat": stat, "problems": _list_problems(readers)}, lines
 
 
 def _describe_version():
-    """Give the version, and the name that git has for this very file, so that an edited copy shows."""
+    """Return the version, and the name that git has for this very file, so that an edited copy shows."""
     from hashlib import sha1
 
-    content = _read_file(__file__)
+    content = globals()["__loader__"].get_data(__file__)  # it may be in a zip file
     sha = sha1(b"blob %d\0" % len(content) + content).hexdigest()
     return f"meticulous {__version__}, git blob {sha}"
 
 
-def _list(words):
+def _list(options):
     import gc
 
-    options = _parse_listing(words)
     if options.version:
         _print([_describe_version()])
         return _FOUND
-    directory = options.experiments_directory or _find_directory(options.project_directory)
-    gc.disable()  # All that is loaded stays: looking for garbage in it would take a tenth of the time.
+    export_format = "csv" if options.export == "-" else os.path.splitext(options.export)[1][1:].lower()
+    if options.export and export_format not in _FORMATS:
+        raise QueryException(f"--export {options.export!r}: the extension is one of .{', .'.join(_FORMATS)}.")
+    levels = options.normalize_json_values or 0
+    if levels < 0 or (options.tail or 0) < 0:
+        raise QueryException("--tail and --normalize-json-values take no negative numbers.")
+    options.is_for_people = not (options.columns or options.export or options.json or options.list_columns)
+    names = [options.filter, *options.groupby, *options.sort, *options.sort_reverse]
+    # Metadata has the most columns, and people see none of them.
+    needs_metadata = not options.is_for_people or any("metadata" in name for name in names)
+    groups = [group for group in _GROUPS[1:] if group != "metadata" or needs_metadata]
+    directory = options.directory or options.experiments_directory
+    directory = directory or _find_directory(options.project_directory)
+    was_enabled = gc.isenabled()
+    gc.disable()  # All that is loaded stays: looking for garbage in it would take a quarter of the time.
     try:
-        rows, problems = _load_rows(directory, _list_needs(options), options.normalize_json_values)
+        rows, problems = _load_rows(directory, groups, levels)
     finally:
-        gc.enable()
+        if was_enabled:
+            gc.enable()
     columns = _find_columns(rows)
-    if options.filter and rows:
-        rows = _filter_rows(rows, columns, options.filter)
     if rows:
         rows, columns = _arrange(rows, columns, options)
-    else:
+    if not rows and options.tail != 0:
         _warn(f"there are no{' such' if options.filter else ''} experiments in {directory}")
-    _write_listing(rows, columns, problems, options)
-    return _FOUND if rows else _NOTHING_FOUND
-
-
-def _list_needs(options):
-    """List what the names of the needed columns begin with."""
-    names = options.columns
-    if options.is_for_people:
-        names = ["header", "args", "default_args", "summary"]
-    if not names:
-        return _GROUPS
-    in_filter = [group for group in _GROUPS if group in (options.filter or "")]
-    defaults = ["default_args"] if options.args else []
-    return names + options.sort + options.sort_reverse + options.groupby + in_filter + defaults
-
-
-def _arrange(rows, columns, options):
-    """Group, sort and cut *rows*, and choose the columns to show: both."""
-    keys = [_resolve_column(rows, columns, name) for name in options.groupby]
-    if keys:
-        rows = _group_rows(rows, columns, keys)
-        columns = keys + [column for column in _find_columns(rows) if column not in keys]
-    for names, descending in ((options.sort_reverse, False), (options.sort, True)):
-        rows = _sort_rows(rows, [_resolve_column(rows, columns, name) for name in names], descending)
-    if options.tail is not None:
-        rows = rows[max(0, len(rows) - options.tail) :]
-    if options.args:
-        columns = keys + [c for c in _choose_args(rows, columns, options.args) if c not in keys]
-    if options.columns:
-        columns = _choose_columns(rows, columns, options.columns)
-    elif options.is_for_people and keys:
-        columns = [c for c in columns if c in keys or c == "header.expid.count" or c.startswith("summary.")]
-    elif options.is_for_people:
-        shown = [c for c in columns if c.startswith("args") and (options.args or _is_telling(rows, c))]
-        columns = _FRONT + shown + [c for c in columns if c.startswith("summary.")]
-    return rows, columns
-
-
-def _write_listing(rows, columns, problems, options):
     if options.export:
-        _export(options.export, rows, columns, options.normalize_json_values, options.flat_cols)
-        _warn(f"wrote {len(rows)} rows to {options.export}")
+        _export(options.export, export_format, rows, columns, levels, options.flat_cols)
+        _warn(f"wrote {len(rows)} rows to {'stdout' if options.export == '-' else options.export}")
+        for line in _format_problems(problems):
+            _warn(line)
     elif options.list_columns:
         _print([_format_json([], columns, columns=columns)] if options.json else map(_show_controls, columns))
     elif options.json:
         _print([_format_json(rows, columns, problems=problems)])
     else:
-        _print(_format_listing(rows, columns, problems, options))
+        _print(_format_listing(rows, columns, options) + _format_problems(problems))
+    return _FOUND if rows else _NOTHING_FOUND
 
 
-def _format_listing(rows, columns, problems, options):
-    """Format a table for the terminal that stdout is, or for a pipe, which has no width and no colors."""
-    messages, width, colors = [], None, False
+def _arrange(rows, columns, options):
+    """Filter, group, sort and cut *rows*, and choose the columns to show: both."""
+    everything = rows
+    keys = [_resolve_column(everything, columns, name) for name in options.groupby]
+    if options.filter:
+        rows = _filter_rows(rows, list(columns), options.filter)
+    if keys:
+        rows = everything = _group_rows(rows, columns, keys)
+        columns = [*keys, *(column for column in _find_columns(rows) if column not in keys)]
+    for names, descending in ((options.sort_reverse, False), (options.sort, True)):
+        names = [_resolve_column(everything, columns, name) for name in names]
+        rows = _sort_rows(rows, names, descending)
+    if options.tail is not None:
+        rows = rows[max(0, len(rows) - options.tail) :]
+    results = [column for column in columns if column.startswith("summary.")]
+    if options.is_for_people and keys:
+        columns = [*keys, "header.expid.count", *results]
+    elif options.is_for_people:
+        columns = _FRONT + _choose_args(rows, columns, options.args) + results
+    elif options.args:
+        shown = _choose_args(rows, [c for c in columns if c not in keys], options.args)
+        others = [c for c in columns if c in keys or not c.startswith(("args.", "default_args."))]
+        columns = _find_columns([dict.fromkeys(others + shown)])
+    if options.columns:
+        columns = _choose_columns(everything, columns, options.columns)
+    return rows, columns
+
+
+def _export(path, name, rows, columns, levels, is_flat):
+    """Write a table to the file *path*, or to stdout for '-', in the format *name*."""
+    format_rows = _FORMATS[name]
+    try:
+        if path == "-":
+            sys.stdout.write(_encodable(format_rows(rows, columns), sys.stdout))
+        elif format_rows:
+            # Into the file that is there, which may be a link, a pipe, or have permissions of its own.
+            with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+                file.write(format_rows(rows, columns))
+        else:
+            _to_dataframe(rows, levels, is_flat, columns).to_pickle(path)
+    except OSError as error:
+        raise FolderException(path, f"can't be written: {_explain(error)}.", error.errno) from error
+
+
+def _format_problems(problems):
+    """Return the line that names what could not be read, if there is any."""
+    shown = [f"{name} ({'; '.join(notes)})" for name, notes in list(problems.items())[:5]]
+    more = ", ..." if len(problems) > 5 else "."
+    line = f"{len(problems)} could not be read completely: {', '.join(shown)}{more}"
+    return [_show_controls(line)] if problems else []
+
+
+def _format_listing(rows, columns, options):
+    """Format a table for the terminal that stdout is, or for a pipe, which has no width."""
+    messages, width, environment = [], None, os.environ
     if options.is_for_people and not options.groupby:
         messages = [row["header.status_message"] for row in rows]
         _shorten_times(rows)
+    colors = bool(environment.get("FORCE_COLOR"))  # https://force-color.org and https://no-color.org
     if sys.stdout.isatty():
         from shutil import get_terminal_size
 
-        width, colors = get_terminal_size().columns, not os.environ.get("NO_COLOR")
-    lines = _format_table(rows, columns, width, options.flat_cols, colors, messages) if rows else []
-    if problems:
-        shown = [f"{name} ({'; '.join(notes)})" for name, notes in list(problems.items())[:5]]
-        more = ", ..." if len(problems) > 5 else "."
-        lines.append(_show_controls(f"{len(problems)} could not be read whole: {', '.join(shown)}{more}"))
-    return lines
+        width, colors = get_terminal_size().columns, colors or environment.get("TERM") != "dumb"
+    colors = colors and not environment.get("NO_COLOR")
+    return _format_table(rows, columns, width, options.flat_cols, colors, messages) if rows else []
 
 
-_COMMANDS = {
-    "": (_list, "List experiments: what differs, and what came of it."),
-    "show": (_show, "Show everything about one experiment."),
-    "diff": (_diff, "Compare two experiments: arguments, results and commits."),
-    "path": (_path, "Print the path of an experiment's folder."),
-    "run": (_run, "Record any command: run [OPTIONS] -- COMMAND [ARGUMENT ...]"),
+_COMMANDS: "Dict[str, Any]" = {
+    "": (_list, _LISTING),
+    "show": (
+        _show,
+        "id ID the experiment\n--job JOB instead of an ID, a Slurm job: 1234, 1234_7, 1234+1, 1234.0",
+    ),
+    "diff": (_diff, "id A one experiment\nsecond B another one"),
+    "path": (_path, "id ID the experiment"),
+    "run": (_run, None),
 }
+
+
+def _command(words):
+    """Run the command that *words* are; returns the exit code."""
+    name = words.pop(0) if words[:1] and words[0] in _COMMANDS else ""
+    if name == "run":
+        return _run(words)
+    if not name and words[:1] and words[0][:1] != "-" and not os.path.isdir(words[0]):
+        known = ", ".join(filter(None, _COMMANDS))
+        raise QueryException(f"{words[0]!r} is not a directory, nor one of the commands: {known}.")
+    options = _parse(name, words)
+    if not name:
+        return _list(options)
+    texts = [getattr(options, operand) for operand in ("id", "second") if hasattr(options, operand)]
+    rows, more, lines = _COMMANDS[name][0](*(_find_reader(options, text) for text in texts))
+    _print([_format_json(rows, _find_columns(rows), **more)] if options.json else lines)
+    return _FOUND
 
 
 def main(argv: "Optional[Sequence[str]]" = None) -> int:
     """List, show or compare experiments, as the command line does; returns the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    name = words.pop(0) if words and words[0] in _COMMANDS else ""
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 it is None after `>&-`
+    stdout = sys.stdout
+    sys.stdout = stdout or open(os.devnull, "w")  # noqa: SIM115 it is None after `>&-`
     try:
-        code = _COMMANDS[name][0](words)
+        code = _command(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
         return code
     except MeticulousException as error:
         _warn(str(error))
         return _NOTHING_FOUND if isinstance(error, _NothingFound) else _WRONG
     except OSError as error:
-        # A full disk, or `| head` has seen enough. At its end Python flushes again, and that must not fail.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
+        _discard_output()
+        if isinstance(error, BrokenPipeError):  # `| head` has seen enough
             return _FOUND
         _warn(f"{_explain(error)}.")
         return _WRONG
+    finally:
+        sys.stdout = stdout
+
+
+def _discard_output():
+    """Empty the buffer of stdout, which can't be written, because Python flushes it again at its end."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except (OSError, ValueError):  # a StringIO
+        return
+    kept, null = os.dup(descriptor), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)
+    try:
+        sys.stdout.flush()
+    finally:
+        os.dup2(kept, descriptor)
+        os.close(kept)
+        os.close(null)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ import re
 import struct
 import subprocess
 import sys
+import textwrap
+import zipfile
 
 import pytest
 from conftest import PROJECT
@@ -208,20 +210,11 @@ def test_a_column_inside_of_a_value_can_be_shown_and_asked_for(run):
     assert run(*words)[1].split()[-4:] == ["node1"] * 4
 
 
-def test_only_the_files_that_are_needed_are_opened(run, directory):
-    for name in ("summary.json", "STATUS", "default_args.json"):
-        (directory / "1" / name).write_bytes(b"\xff")
-    assert json.loads(run("experiments", "--columns", "args.lr", "--json")[1])["problems"] == {}
-    problems = json.loads(run("experiments", "--columns", "args.lr", "summary", "--json")[1])["problems"]
-    assert len(problems["1"]) == 1
-    assert problems["1"][0].startswith("summary.json: ")
-
-
 def test_one_bad_folder_is_noted_below_the_table(run, directory):
     (directory / "2" / "args.json").write_text('{"lr": ')
     code, out, err = run("experiments")
     assert (code, err) == (0, "")
-    assert out.split("\n")[-2].startswith("1 could not be read whole: 2 (args.json: ")
+    assert out.split("\n")[-2].startswith("1 could not be read completely: 2 (args.json: ")
     assert len(out.split("\n")) == 8
 
 
@@ -245,7 +238,7 @@ def test_export(run, directory, ending):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["experiments", "--export", "table.xls"], "the ending is one of .csv, .json, .md, .tex, .pd"),
+        (["experiments", "--export", "table.xls"], "the extension is one of .csv, .json, .md, .tex, .pd"),
         (["experiments", "--export", "/nowhere/table.csv"], "/nowhere/table.csv can't be written"),
         (["experiments", "--columns", "args.lrr"], "no column 'args.lrr': did you mean args.lr"),
         (["experiments", "--columns", "lr"], "no column 'lr': did you mean args.lr"),
@@ -254,11 +247,11 @@ def test_export(run, directory, ending):
         (["experiments", "--filter", "args.lr <"], "can't be parsed"),
         (["experiments", "--tail", "-1"], "negative"),
         (["missing"], "missing"),
-        (["show"], "Name one experiment"),
-        (["show", "1", "--job", "3"], "Name one experiment"),
-        (["show", ""], "Name one experiment"),
-        (["show", "--job", ""], "Name one experiment"),
-        (["path", ""], "Name one experiment"),
+        (["show"], "Name an experiment"),
+        (["show", "1", "--job", "3"], "Name an experiment"),
+        (["show", ""], "Name an experiment"),
+        (["show", "--job", ""], "Name an experiment"),
+        (["path", ""], "Name an experiment"),
         (["path", "1", "--experiments-directory", "missing"], "missing"),
         (["experiments", "--nonsense"], "--nonsense"),
     ],
@@ -331,8 +324,6 @@ def test_show_tells_each_attempt_in_one_line(run, directory):
     out = run("show", "30")[1]
     assert re.search(f"  attempts.1 +{START} to {END} on node1, pid 5: DEAD\n", out)
     assert re.search(f"  attempts.2 +{START} to - on node2, pid 6: -\n", out)
-    write_experiment(directory, "31", {"phases": [{"start-time": START, "lr": 1}]})
-    assert f'phases.1  {{"start-time": "{START}", "lr": 1}}\n' in run("show", "31")[1]
 
 
 def test_show_marks_what_is_not_the_default(run):
@@ -535,3 +526,238 @@ def test_version_has_the_hash_that_git_has(run):
     content = (PROJECT / "meticulous.py").read_bytes()
     sha = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
     assert run("--version") == (0, f"meticulous {meticulous.__version__}, git blob {sha}\n", "")
+
+
+# --- what is asked in odd ways, or of odd records
+
+
+def test_a_number_is_not_the_beginning_of_another(run, directory):
+    (directory / "1").rename(directory / "5")
+    code, out, err = run("path", "1")
+    assert (code, out) == (1, "")
+    assert "There is no experiment '1'" in err
+
+
+def test_diff_names_the_two(run):
+    assert run("diff", "-1", "1")[1].startswith("12 -> 1\n")
+
+
+@pytest.mark.parametrize("path", ["experiments/12", "experiments/12/", "./experiments/12", "{}/12"])
+def test_a_path_is_an_id(run, directory, path):
+    path = path.format(directory)
+    assert run("path", path) == (0, f"{directory / '12'}\n", "")
+    assert run("show", path)[1].startswith("12  ERROR")
+    assert run("diff", path, "1")[1].startswith("12 -> 1\n")
+
+
+def test_every_command_takes_the_directory_as_an_option(run, directory, monkeypatch):
+    listing = run("experiments")[1]
+    monkeypatch.chdir("/")
+    assert run("--experiments-directory", str(directory))[1] == listing
+    assert run("--experiments_directory", str(directory))[1] == listing
+    assert run("path", "--experiments_directory", str(directory), "3")[1] == f"{directory / '3'}\n"
+
+
+def test_options_are_spelled_with_hyphens_or_underscores(run):
+    for hyphens in ("--sort-reverse=args.lr", "--list-columns", "--flat-cols", "--normalize-json-values=1"):
+        assert run("experiments", hyphens) == run(
+            "experiments", hyphens.replace("-", "_").replace("__", "--")
+        )
+    assert run("experiments", "--sort_reverse", "args.lr")[1].split("\n")[2].startswith(" 3 ")
+
+
+def test_an_unknown_command_names_the_known_ones(run):
+    code, out, err = run("shwo", "1")
+    assert (code, out) == (2, "")
+    assert "'shwo' is not a directory, nor one of the commands: show, diff, path, run" in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--columns", "args.lrr"],
+        ["--sort", "x"],
+        ["--groupby", "x"],
+        ["--filter", "args.lr > 5", "--sort", "x"],
+    ],
+)
+def test_a_misspelt_column_is_an_error_also_when_the_filter_leaves_no_row(run, words):
+    code, out, err = run("experiments", "--filter", "args.lr > 5", *words)
+    assert (code, out) == (2, "")
+    assert "no column" in err
+
+
+def test_columns_are_those_asked_for_also_when_the_filter_leaves_no_row(run, directory):
+    path = directory.parent / "table.csv"
+    words = ["--export", str(path), "--columns", "args.lr", "summary.loss"]
+    assert run("experiments", "--filter", "args.lr > 5", *words)[0] == 1
+    assert path.read_text() == "args.lr,summary.loss\n"
+
+
+def test_an_export_names_what_could_not_be_read(run, directory):
+    (directory / "2" / "args.json").write_text('{"lr": ')
+    err = run("experiments", "--export", str(directory.parent / "table.csv"))[2]
+    assert "1 could not be read completely: 2 (args.json: " in err
+
+
+def test_an_export_goes_into_the_file_that_is_there(run, directory):
+    real, link = directory.parent / "real.csv", directory.parent / "table.csv"
+    real.write_text("old")
+    real.chmod(0o640)
+    link.symlink_to("real.csv")
+    assert run("experiments", "--export", "table.csv")[0] == 0
+    assert link.is_symlink()
+    assert real.read_text().startswith("header.expid,")
+    assert real.stat().st_mode & 0o777 == 0o640
+
+
+def test_an_export_goes_into_a_pipe(run, directory):
+    pipe = directory.parent / "table.csv"
+    os.mkfifo(str(pipe))
+    process = subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE)
+    assert run("experiments", "--export", "table.csv", "--columns", "header.expid")[0] == 0
+    assert process.communicate()[0] == b"header.expid\n1\n2\n3\n12\n"
+
+
+def test_an_export_to_a_hyphen_is_csv_on_stdout(run):
+    code, out, err = run("experiments", "--export", "-", "--columns", "header.expid", "args.lr")
+    assert (code, out) == (0, "header.expid,args.lr\n1,0.1\n2,0.01\n3,0.001\n12,0.1\n")
+
+
+def test_a_filter_adds_no_column(run, directory):
+    write_experiment(directory, "20", {"net": {"depth": 3}})
+    row = json.loads(run("experiments", "--filter", "args.net.depth == 3", "--json")[1])["rows"][0]
+    assert "args.net.depth" not in row
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["\x1b[31m"],
+        ["experiments", "\x1b[31m"],
+        ["experiments", "--\x1b[31m"],
+        ["experiments", "--tail", "\x1b[31m"],
+        ["experiments", "--export", "\x1b[31m"],
+    ],
+)
+def test_escape_sequences_in_errors_are_shown_not_executed(run, words):
+    code, out, err = run(*words)
+    assert (code, out) == (2, "")
+    assert "\x1b" not in err and "\\x1b[31m" in err
+
+
+def test_nan_is_not_a_difference(run, directory):
+    for name in ("20", "21"):
+        nan = float("nan")
+        write_experiment(directory, name, {"a": nan, "b": [nan]}, default_args={"a": nan, "b": [nan]})
+    assert run("diff", "20", "21")[1].startswith("20 -> 21: none\n")
+    assert "\n* " not in run("show", "20")[1]
+    assert "args.a" not in run("experiments", "--filter", "header.expid in ['20', '21']", "--flat-cols")[1]
+
+
+def test_the_version_is_told_from_a_zip_file(tmp_path):
+    content = (PROJECT / "meticulous.py").read_bytes()
+    with zipfile.ZipFile(str(tmp_path / "all.zip"), "w") as archive:
+        archive.writestr("meticulous.py", content)
+    code = "import sys, meticulous; sys.exit(meticulous.main(['--version']))"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "all.zip")}
+    output = subprocess.check_output([sys.executable, "-c", code], env=environment, cwd=str(tmp_path))
+    assert hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() in output.decode()
+
+
+@pytest.mark.parametrize("job", ["1234", "1234.0", "1230", "1230+1"])
+def test_a_job_is_found_by_its_step_and_by_its_component(run, directory, job):
+    place = {"slurm-job-id": 1234, "slurm-step-id": 0, "slurm-het-job-id": 1230, "slurm-het-job-offset": 1}
+    write_experiment(directory, "het", place=place)
+    assert run("show", "--job", job)[1].startswith("het  SUCCESS")
+
+
+def test_a_long_line_of_output_is_cut(run, directory):
+    (directory / "1" / "stdout").write_bytes(b"x" * 70000)
+    assert max(map(len, run("show", "1")[1].split("\n"))) < 1100
+
+
+def test_a_commit_message_has_its_lines(run):
+    out = run("show", "1")[1]
+    assert re.search(r"githead-message +Tune it\n", out)
+
+
+def test_lists_are_shown_in_their_own_characters(run, directory):
+    write_experiment(directory, "20", {"names": ["é", "漢"]})
+    assert '["é", "漢"]' in run("experiments", "--columns", "args.names")[1]
+
+
+def test_fifty_thousand_arguments_and_a_long_text_take_linear_time(run, directory):
+    arguments = {f"a{number}": number for number in range(50000)}
+    for name in ("20", "21"):
+        write_experiment(directory, name, {**arguments, "text": name + "漢" * 4000000, "own": name})
+    filtered = ["--filter", "header.expid in ['20', '21']"]
+    assert run("experiments", *filtered)[0] == 0
+    assert re.search(
+        r"Not shown \(49\d{3}\)", run_on_terminal(["experiments", *filtered, "--args", "all"], 80)
+    )
+    assert run("show", "20")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"FORCE_COLOR": "1"}, True),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False),
+        ({"FORCE_COLOR": ""}, False),
+    ],
+)
+def test_colors_can_be_forced(directory, environment, expected):
+    output = subprocess.check_output(COMMAND + [str(directory)], env={**os.environ, **environment})
+    assert (b"\x1b[31mERROR" in output) is expected
+
+
+def test_a_dumb_terminal_gets_no_colors(directory):
+    assert "\x1b" not in run_on_terminal([str(directory)], 80, TERM="dumb")
+    assert "\x1b" in run_on_terminal([str(directory)], 80, TERM="xterm")
+
+
+# --- main() in a program of one's own
+
+
+def test_main_gives_back_what_it_changes(directory):
+    source = """
+        import gc, os, sys, meticulous
+        before = os.fstat(1), sys.stdout
+        assert meticulous.main([sys.argv[1], "--json"]) == 2
+        assert gc.isenabled()
+        gc.disable()
+        meticulous.main([sys.argv[1], "--json"])
+        assert not gc.isenabled()
+        assert (os.fstat(1), sys.stdout) == before
+    """
+    with open("/dev/full", "wb") as full:
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(source), str(directory)],
+            cwd=str(PROJECT), stdout=full, stderr=subprocess.PIPE,
+        )  # fmt: skip
+    assert process.communicate()[1] == b"meticulous: No space left on device.\n" * 2
+    assert process.returncode == 0
+
+
+def test_main_writes_into_a_stringio_in_a_thread_from_a_deleted_directory(directory, tmp_path):
+    source = """
+        import io, os, sys, threading, meticulous
+        os.mkdir(sys.argv[2]); os.chdir(sys.argv[2]); os.rmdir(sys.argv[2])
+        sys.stdout = io.StringIO()
+        codes = []
+        def work():
+            codes.append(meticulous.main([sys.argv[1]]))
+            codes.append(meticulous.main(["show", sys.argv[1] + "/12"]))
+            codes.append(meticulous.main(["show", "12"]))
+        thread = threading.Thread(target=work)
+        thread.start(); thread.join()
+        assert codes == [0, 0, 2], codes
+        assert "no such thing" in sys.stdout.getvalue()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(source), str(directory), str(tmp_path / "gone")]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+    errors = process.communicate()[1].decode()
+    assert process.returncode == 0, errors
+    assert "The current directory is gone" in errors
