@@ -40,6 +40,7 @@ order of its data; each uses only names from the chapters above it:
     II Record
         Process              who am I, who lives, who owns a folder
         Git                  which code runs here
+        Code                 is it what is recorded, and a snapshot if it isn't committed
         Arguments            take arguments and defaults out of an argparse parser
         Output               record what is written to sys.stdout and sys.stderr
         Ending               record how the process ends
@@ -123,7 +124,8 @@ class DirtyRepoException(MeticulousException):
         verb = "differs" if len(self.files) == 1 else "differ"
         return (
             f"{count} in {self.work_tree} {verb} from commit {self.commit[:7]}: {names}.\n"
-            "Commit or stash the changes, or pass --norecord to run without a record."
+            "Commit or stash them, or pass --allow-dirty (METICULOUS_ALLOW_DIRTY=1) to record a snapshot, "
+            "or --norecord (METICULOUS_NORECORD=1) to run without a record."
         )
 
 
@@ -936,12 +938,11 @@ def _git(arguments, directory, stdin=b"", meanwhile=None, **variables):
             meanwhile()
         stdout, stderr = process.communicate(stdin)
     words = stderr.decode("utf-8", "replace")
-    fatal = re.search("(?m)^fatal: (.+)", words)
+    reasons = re.findall("(?m)^(?:fatal|error): (.+)", words) or [words.strip() or "no reason given"]
     # Where SIGCHLD is ignored, or other code waits for all children, Popen takes every code for 0:
     # test_failure_is_seen_where_others_reap_children.
-    code = process.returncode or (128 if fatal else 0)
-    reason = (fatal.group(1) if fatal else words.strip()).rstrip(".") or "no reason given"
-    return SimpleNamespace(code=code, stdout=stdout, stderr=words, reason=reason)
+    code = process.returncode or (128 if re.search("(?m)^fatal: ", words) else 0)
+    return SimpleNamespace(code=code, stdout=stdout, stderr=words, reason="; ".join(reasons).rstrip("."))
 
 
 def _ask_git(arguments, directory, form=b"", *rest, **variables):
@@ -960,7 +961,7 @@ def _explain_refusal(answer, directory):
     """Return a GitException that says what git's refusal means, and what to do."""
     reason = answer.reason
     trust = re.search(r"(?s)git config --global --add safe\.directory .+", answer.stderr)
-    lost = re.match("not a git repository: (.+)", reason)
+    lost = re.search("not a git repository: (.+)", reason)
     if trust:
         what = "belongs to another user, so git doesn't read it"
         remedy = f"If you trust it, run `{trust.group().strip()}`"
@@ -1029,11 +1030,15 @@ def _parse_commit(raw):
 
 
 def _parse_status(output):
-    """Return the paths in the output of `git status --porcelain -z -b`."""
-    # A renamed or copied file has its old name after it.
-    entries = rb"(?s)(?:[RC].|.[RC]) ([^\0]+)\0[^\0]+\0|.. ([^\0]+)\0"
-    found = re.findall(entries, output.partition(b"\0")[2])
-    return [(renamed or path).decode("utf-8", "surrogateescape") for renamed, path in found]
+    """Return the paths in the output of `git status --porcelain -z -b`, each with its two letters."""
+    changed = {}
+    entries = iter(output.split(b"\0")[1:-1])
+    for entry in entries:
+        code = entry[:2].decode()
+        changed[entry[3:].decode("utf-8", "surrogateescape")] = code
+        if "R" in code or "C" in code:
+            next(entries)  # the name before renaming or copying
+    return changed
 
 
 def _read_objects(work_tree, names):
@@ -1044,16 +1049,16 @@ def _read_objects(work_tree, names):
         header, _, output = output.partition(b"\n")
         found = re.fullmatch(rb"(\w+) \w+ (\d+)", header)
         sha, size = found.groups() if found else (b"", b"-1")
-        objects.append((sha.decode(), output[: int(size)]))
+        objects.append((sha.decode(), output[: max(int(size), 0)]))
         output = output[int(size) + 1 :]
     return objects
 
 
-def _read_state(work_tree, at_once=False):
-    """Return HEAD of *work_tree* (sha, message), and the paths of tracked files that differ from it.
+def _read_state(work_tree, at_once, with_untracked=False, folders=()):
+    """Return HEAD of *work_tree*: sha, message, what differs from it, and the raw trees of *folders*.
 
-    HEAD is None if git finds another top from *work_tree*, or if HEAD moved while it was read. It is read
-    first, so that status compares with that commit unless it moves since; or both *at_once*.
+    None if git finds another top from *work_tree*, or if HEAD moved while it was read. HEAD is read first, so
+    that status compares with that commit unless it moves since; or both *at_once*.
     """
     from types import SimpleNamespace
 
@@ -1061,25 +1066,31 @@ def _read_state(work_tree, at_once=False):
 
     def read_head():
         # The second is the tree of this directory: the commit's exactly if git agrees that this is the top.
-        (sha, commit), (tree, _) = _read_objects(work_tree, ["HEAD", "HEAD:./"])
+        names = ["HEAD", "HEAD:./", *(f"HEAD:{folder}".replace(os.sep, "/") for folder in folders)]
+        (sha, commit), (tree, _), *others = _read_objects(work_tree, names)
         if not sha:
             raise GitException(
                 f"{work_tree} has no commit yet.\n"
                 "Commit the code (`git add`, `git commit`), or pass --norecord to run without a record."
             )
-        is_sure = commit.startswith(f"tree {tree}\n".encode())
-        heads.append(
-            SimpleNamespace(sha=sha, message=_parse_commit(commit), work_tree=work_tree) if is_sure else None
-        )
+        if commit.startswith(f"tree {tree}\n".encode()):
+            trees = dict(zip(folders, (content for _, content in others)))
+            heads.append(
+                SimpleNamespace(sha=sha, message=_parse_commit(commit), work_tree=work_tree, trees=trees)
+            )
 
     if not at_once:
         read_head()
     # -b prints a line even if nothing differs: without it no answer is a clean tree. Looking for renames
     # would need contents, which a partial clone may lack. No setting hides what differs in a submodule.
-    status = ["-c", "status.renames=false", "status", "--porcelain", "-z", "-b", "-uno"]
-    status.append("--ignore-submodules=untracked")
+    status = ["-c", "status.renames=false", "status", "--porcelain", "-z", "-b"]
+    status += ["--ignore-submodules=untracked", "-uall" if with_untracked else "-uno"]
     output = _ask_git(status, work_tree, b"##", b"", read_head if at_once else None)
-    return heads[0], _parse_status(output)
+    if not heads:
+        return None
+    head = heads[0]
+    head.changed, head.snapshot, head.patch = _parse_status(output), None, b""
+    return head
 
 
 _IGNORE_FILE = ".gitignore"
@@ -1198,12 +1209,14 @@ def _commit_line(work_tree, head, line, directory):
         output = _ask_git(["rev-parse", "--git-dir"], work_tree, b".")
         directory = os.path.join(work_tree, os.fsdecode(output[:-1]))
         # Bisect finds nothing, or never ends, if HEAD moves by itself: test_bisect_run_finds_the_commit.
-        if any(_is_there(directory, name) for name in _OPERATIONS):
+        if head.changed or any(_is_there(directory, name) for name in _OPERATIONS):
             link = os.path.join(directory, "commondir")
             common = os.fsdecode(_read_bytes(link).strip()) if os.path.exists(link) else ""
             exclude = os.path.join(directory, common, "info", "exclude")
             _append_line(exclude, line)
-            _warn(f"added the line {line} to {exclude}, because a bisect, rebase or merge is going on.")
+            _warn(
+                f"added the line {line} to {exclude}, because HEAD must stay: files differ or git is at work."
+            )
             return True
         content = _read_writable(path)
         if _has_line(content, line):
@@ -1253,26 +1266,268 @@ def _differs_only_by_our_commits(work_tree, recorded_sha, head):
     )
 
 
+# === Code =====================================================================
+# Prove that the files whose code runs are those of the commit, and commit a dirty work tree as a snapshot.
+
+_LARGEST_FILE = 2**20  # bytes of an untracked file in a snapshot
+_LARGEST_SUM = 20 * 2**20  # bytes of all untracked files in a snapshot
+_SNAPSHOT_MESSAGE = "Snapshot of uncommitted changes"
+# Equal states of a work tree are the same commit, whoever makes it, and whenever.
+_SNAPSHOT_AUTHOR = {
+    f"GIT_{role}_{name}": value
+    for role in ("AUTHOR", "COMMITTER")
+    for name, value in (
+        ("NAME", "meticulous"),
+        ("EMAIL", "meticulous@localhost"),
+        ("DATE", "1000000000 +0000"),
+    )
+}
+
+
+def _hash_large_file(path):
+    from hashlib import sha256
+
+    digest = sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(_LARGEST_FILE), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _leave_out(top, changed):
+    """Return the untracked files in *changed* that are too large for a snapshot, each with its sha256."""
+    left_out, total = {}, 0
+    for name, code in changed.items():
+        path = os.path.join(top, name.encode("utf-8", "surrogateescape"))
+        # A directory that is changed, and not gone, is a submodule; an untracked one a repository of its own.
+        if os.path.isdir(path) and not os.path.islink(path) and "D" not in code:
+            raise GitException(
+                f"{os.fsdecode(path)} is a submodule with changes, or an untracked repository.\n"
+                "Commit it, or have git ignore it: a snapshot can't hold it. Or pass --norecord."
+            )
+        if code == "??":
+            size = os.lstat(path).st_size
+            if size > _LARGEST_FILE or total + size > _LARGEST_SUM:
+                left_out[name] = _hash_large_file(path)
+            else:
+                total += size
+    return left_out
+
+
+def _write_work_tree(work_tree, index, names):
+    """Store the work tree, of which *names* differ from the file *index*; return the tree's sha."""
+
+    def ask(stdin, *command):
+        return _ask_git(
+            [*command], work_tree, b"", b"".join(name + b"\0" for name in stdin), GIT_INDEX_FILE=index
+        )
+
+    tags = [entry.partition(b" ") for entry in ask([], "ls-files", "-v", "-z").split(b"\0")]
+    # Bits that have git overlook changes; what a sparse checkout leaves out is not there.
+    is_hidden = re.compile(b"[a-zS]").match
+    top = os.fsencode(work_tree)
+    hidden = [name for tag, _, name in tags if is_hidden(tag) and os.path.lexists(os.path.join(top, name))]
+    for bit in ("assume-unchanged", "skip-worktree") if hidden else ():
+        ask(hidden, "update-index", f"--no-{bit}", "-z", "--stdin")
+    ask(hidden + names, "update-index", "--add", "--remove", "--replace", "-z", "--stdin")
+    return ask([], "write-tree", "--missing-ok").decode().strip()
+
+
+def _take_snapshot(work_tree, head):
+    """Commit the work tree as it is, on top of *head*, and have *head* describe that commit.
+
+    The user's index, branch, stash and files stay as they are: git works on a copy of the index.
+    """
+    import shutil
+    from tempfile import TemporaryDirectory
+
+    left_out = _leave_out(os.fsencode(work_tree), head.changed)
+    files = [name for name in head.changed if name not in left_out]
+    directory = os.fsdecode(_ask_git(["rev-parse", "--git-dir"], work_tree, b".")[:-1])
+    with TemporaryDirectory() as folder:
+        # With its time: by it git knows which files may have changed in the same second.
+        index = shutil.copy2(os.path.join(work_tree, directory, "index"), folder)
+        tree = _write_work_tree(work_tree, index, [name.encode("utf-8", "surrogateescape") for name in files])
+    command = ["commit-tree", tree, "-p", head.sha, "-m", _SNAPSHOT_MESSAGE]
+    sha = _ask_git(command, work_tree, b".", **_SNAPSHOT_AUTHOR).decode().strip()
+    _ask_git(["update-ref", f"refs/meticulous/{sha}", sha], work_tree)
+    command = ["diff-tree", "-p", "--binary", "--full-index", "--no-ext-diff", "--no-textconv", head.sha, sha]
+    head.patch = _ask_git(command, work_tree)
+    head.snapshot = {"head": head.sha, "files": files, "left-out": left_out, "complete": not left_out}
+    head.sha, head.message, head.trees = sha, f"{_SNAPSHOT_MESSAGE}\n", {}
+
+
+def _hash_blob(content, digits):
+    """Return git's name of a blob: 40 hex digits, or 64 in a sha256 repository."""
+    try:
+        # A twelfth of the time of hashlib, which loads OpenSSL.
+        from _sha1 import sha1  # type: ignore[import-not-found]
+    except ImportError:
+        from hashlib import sha1
+    if digits == 64:
+        from hashlib import sha256 as sha1
+    return sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _parse_tree(raw, digits):
+    """Return the entries of a raw tree object: by name the object's sha."""
+    entries = re.findall(rb"(?s)\d+ ([^\0]+)\0(.{%d})" % (digits // 2), raw)
+    return {os.fsdecode(name): sha.hex() for name, sha in entries}
+
+
+def _compare_files(top, sha, trees, paths):
+    """Return how the files *paths* differ from the commit *sha*: by path "untracked", "ignored" or "changed".
+
+    top: of the work tree, without links; trees: raw tree objects by folder, to which missing ones are added.
+    """
+    folders = sorted({os.path.dirname(path) for path in paths} - trees.keys())
+    if folders:
+        objects = _read_objects(top, [f"{sha}:{folder}".replace(os.sep, "/") for folder in folders])
+        trees.update((folder, content) for folder, (_, content) in zip(folders, objects))
+    entries = {folder: _parse_tree(trees[folder], len(sha)) for folder in set(map(os.path.dirname, paths))}
+    expected = {path: entries[os.path.dirname(path)].get(os.path.basename(path)) for path in paths}
+    different = {}
+    for path in paths:
+        file = os.path.join(top, path)
+        try:
+            content = os.fsencode(os.readlink(file)) if os.path.islink(file) else _read_bytes(file)
+        except OSError:
+            content = None  # gone since
+        if content is None or _hash_blob(content, len(sha)) != expected[path]:
+            different[path] = "changed" if expected[path] else "untracked"
+    # Usually that is all. Otherwise git knows about filters, line ends, ignored files and submodules.
+    changed = [path for path in different if expected[path] and os.path.exists(os.path.join(top, path))]
+    if changed:
+        command = ["hash-object", "--stdin-paths"]
+        hashes = _git(command, top, os.fsencode("\n".join(changed))).stdout.decode().split()
+        for path, found in zip(changed, hashes):
+            if found == expected[path]:
+                del different[path]
+    untracked = [path for path in different if not expected[path]]
+    if untracked:
+        answer = _git(
+            ["check-ignore", "-z", "--stdin"], top, os.fsencode("".join(f"{path}\0" for path in untracked))
+        )
+        different.update((path, "ignored") for path in os.fsdecode(answer.stdout).split("\0")[:-1])
+    for inner in {_find_inner_top(top, path) for path in untracked} - {top}:
+        link = os.path.relpath(inner, top)
+        entry = _git(["ls-tree", "--full-tree", sha, "--", link], top).stdout.decode().split()
+        if entry[:1] == ["160000"]:
+            own = [os.path.relpath(path, link) for path in untracked if _find_inner_top(top, path) == inner]
+            found = _compare_files(inner, entry[2], {}, own)
+            for path in own:
+                different.pop(os.path.join(link, path))
+            different.update((os.path.join(link, path), kind) for path, kind in found.items())
+    return different
+
+
+def _find_inner_top(top, path):
+    """Return the top of the innermost repository that has the file *path*: *top*, or one below."""
+    parents = _list_parents(os.path.dirname(os.path.join(top, path)))
+    return next(folder for folder in parents if folder == top or _is_there(folder, ".git"))
+
+
+class _CodeProof:
+    """Compares the project files whose code runs with the commit that is recorded.
+
+    A project file is the source of a loaded module, or the main script, in the work tree, outside of the
+    interpreter's own folders, site-packages and the experiments directory. Files are compared as they are at
+    check(), not as they were when they were imported.
+    """
+
+    def __init__(self, work_tree, experiments_directory):
+        self.inside = os.path.join(os.path.realpath(work_tree), "")
+        others = (sys.prefix, sys.exec_prefix, sys.base_prefix, experiments_directory)
+        folders = [os.path.join(os.path.realpath(other), "") for other in others]
+        # An interpreter inside of the work tree, not a work tree inside of the interpreter's /usr.
+        self.others = tuple(folder for folder in folders if folder.startswith(self.inside))
+        self.seen = set()
+        self.code: "Dict[str, Any]" = {"checked": 0, "untracked": [], "ignored": [], "changed": []}
+        self.pending = self._list_new_files()
+
+    def _list_new_files(self):
+        """Return the project files loaded since the last call, relative to the top of the work tree."""
+        real = {}  # by folder, because realpath is slow, and 2,000 modules are in a few hundred folders
+        new = []
+        for module in list(sys.modules.values()):
+            file = getattr(module, "__dict__", {}).get("__file__")  # a lazy module would load at getattr
+            if not isinstance(file, str) or re.search(r"[\\/](site|dist)-packages[\\/]", file):
+                continue
+            folder, name = os.path.split(file)
+            if folder not in real:
+                real[folder] = os.path.join(os.path.realpath(folder), "")
+            found = real[folder] + name
+            for path in {found, os.path.realpath(found) if os.path.islink(found) else found} - self.seen:
+                self.seen.add(path)
+                if path.startswith(self.inside) and not path.startswith(self.others) and "\n" not in path:
+                    # A module in a zip file has a path below that file.
+                    existing = next(filter(os.path.lexists, _list_parents(path)))
+                    new.append((path if os.path.isdir(existing) else existing)[len(self.inside) :])
+        return sorted(set(new))
+
+    def list_folders(self):
+        """Return the folders of the files that are not checked yet."""
+        return sorted(set(map(os.path.dirname, self.pending)))
+
+    def start(self, head):
+        """Compare with the commit *head* from now on."""
+        self.sha, self.trees = head.sha, dict(head.trees)
+
+    def check(self):
+        """Compare the files loaded since the last check; return metadata's "code". Warns of what differs."""
+        files = sorted({*self.pending, *self._list_new_files()})
+        self.pending = []
+        different = _compare_files(self.inside[:-1], self.sha, self.trees, files)
+        self.code["checked"] += len(files)
+        for path, kind in different.items():
+            self.code[kind].append(path)
+        if {"untracked", "changed"} & set(different.values()):
+            _warn(_describe_code({"githead-sha": self.sha, "code": self.code}))
+        return self.code
+
+
+def _describe_code(metadata):
+    """Return one line on what ran and is not in the recorded commit; "" if all is, or if that is unknown."""
+    code, snapshot = (
+        part if isinstance(part, dict) else {} for part in map(metadata.get, ("code", "snapshot"))
+    )
+    names = [f"{name!r} ({kind})" for kind in ("untracked", "changed") for name in code.get(kind) or ()]
+    names += [f"{name!r} (left out)" for name in snapshot.get("left-out") or ()]
+    if not names:
+        return ""
+    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return f"not in commit {str(metadata.get('githead-sha'))[:7]}, though part of the run: {shown}."
+
+
 def _prepare_repository(work_tree, experiments_directory, make_directory, allow_dirty=False):
-    """Check that *work_tree* is clean, make the experiments directory, have git ignore it; return HEAD."""
+    """Check that *work_tree* is clean, make the experiments directory, have git ignore it; return HEAD.
+
+    Its attributes: sha, message, work_tree (git's own idea of it), proof; and with *allow_dirty* snapshot and
+    patch, None and b"" if nothing differs.
+    """
     path, finished = _find_ignorable_path(work_tree, experiments_directory), None
+    proof = _CodeProof(work_tree, experiments_directory)
     while True:
         # Asked before HEAD is read, so that the commit is in HEAD if the line is in the file.
         is_ignored = path is None or _is_ignored(work_tree, path)
-        head, changed = _read_state(work_tree, at_once=is_ignored)
+        head = _read_state(work_tree, is_ignored, allow_dirty, proof.list_folders())
         if head is None:
             return _prepare_repository(
                 _ask_top(work_tree), experiments_directory, make_directory, allow_dirty
             )
-        if changed == [_IGNORE_FILE] and head.sha != finished:
+        if _IGNORE_FILE in head.changed and head.sha != finished:
             # HEAD is asked for last: what the next commit brings is not a change of the user's.
             finished = head.sha
             if _finish_commit(work_tree, head) or _has_moved(work_tree, head):
                 continue
-        if changed:
-            raise DirtyRepoException(changed, head.sha, work_tree)
+        if head.changed and not allow_dirty:
+            raise DirtyRepoException(list(head.changed), head.sha, work_tree)
         make_directory()  # before the commit, and once more after it, which changes nothing
         if is_ignored:
+            if head.changed:
+                _take_snapshot(work_tree, head)
+            proof.start(head)
+            head.proof = proof
             return head
         if _commit_line(work_tree, head, _escape_pattern(path), experiments_directory):
             path = None
