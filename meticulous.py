@@ -1019,6 +1019,13 @@ def _find_work_tree(project_directory):
     return next((folder for folder in _list_parents(given) if os.path.realpath(folder) == top), top)
 
 
+def _find_git_directory(work_tree):
+    path = os.path.join(work_tree, ".git")  # a file in submodules and linked work trees
+    if not os.path.isdir(path):
+        path = os.fsdecode(_ask_git(["rev-parse", "--git-dir"], work_tree, b".")[:-1])
+    return os.path.join(work_tree, path)
+
+
 def _parse_commit(raw):
     """Return the message of a raw commit, exactly as it was committed."""
     header, _, message = raw.partition(b"\n\n")
@@ -1196,18 +1203,17 @@ def _create_commit(work_tree, head, before, after):
 # index; the file last. A start that is killed in between leaves our commit at HEAD and only .gitignore dirty.
 # Whoever finds that does the rest, which can be done any number of times:
 # test_kill_at_every_step_blocks_nobody, test_64_starts_make_one_commit.
-def _commit_line(work_tree, head, line, directory):
+def _commit_line(work_tree, head, line, experiments_directory):
     """Commit *line* at the end of .gitignore on top of *head*, unless another start is faster.
 
-    Index and file are left to _finish_commit. Returns whether there is nothing to commit: *directory* is in a
-    repository of its own, or the line went to info/exclude.
+    Index and file are left to _finish_commit. Returns whether there is nothing to commit: the directory is in
+    a repository of its own, or the line went to info/exclude.
     """
     path = os.path.join(work_tree, _IGNORE_FILE)
     try:
-        if _ask_top(os.path.dirname(directory)) != os.path.realpath(work_tree):
+        if _ask_top(os.path.dirname(experiments_directory)) != os.path.realpath(work_tree):
             return True
-        output = _ask_git(["rev-parse", "--git-dir"], work_tree, b".")
-        directory = os.path.join(work_tree, os.fsdecode(output[:-1]))
+        directory = _find_git_directory(work_tree)
         # Bisect finds nothing, or never ends, if HEAD moves by itself: test_bisect_run_finds_the_commit.
         if head.changed or any(_is_there(directory, name) for name in _OPERATIONS):
             link = os.path.join(directory, "commondir")
@@ -1316,21 +1322,33 @@ def _leave_out(top, changed):
 
 def _write_work_tree(work_tree, index, names):
     """Store the work tree, of which *names* differ from the file *index*; return the tree's sha."""
+    top, tags = os.fsencode(work_tree), []
 
-    def ask(stdin, *command):
-        return _ask_git(
-            [*command], work_tree, b"", b"".join(name + b"\0" for name in stdin), GIT_INDEX_FILE=index
+    def update(names, *options, **keywords):
+        stdin = b"".join(name + b"\0" for name in names)
+        _ask_git(
+            ["update-index", *options, "-z", "--stdin"],
+            work_tree,
+            b"",
+            stdin,
+            GIT_INDEX_FILE=index,
+            **keywords,
         )
 
-    tags = [entry.partition(b" ") for entry in ask([], "ls-files", "-v", "-z").split(b"\0")]
-    # Bits that have git overlook changes; what a sparse checkout leaves out is not there.
-    is_hidden = re.compile(b"[a-zS]").match
-    top = os.fsencode(work_tree)
-    hidden = [name for tag, _, name in tags if is_hidden(tag) and os.path.lexists(os.path.join(top, name))]
-    for bit in ("assume-unchanged", "skip-worktree") if hidden else ():
-        ask(hidden, "update-index", f"--no-{bit}", "-z", "--stdin")
-    ask(hidden + names, "update-index", "--add", "--remove", "--replace", "-z", "--stdin")
-    return ask([], "write-tree", "--missing-ok").decode().strip()
+    def list_tags():
+        tags.extend(_ask_git(["ls-files", "-v", "-z"], work_tree).split(b"\0"))
+
+    add = "--add", "--remove", "--replace"
+    update(names, *add, meanwhile=list_tags)
+    # Lower case, or S: git is told to overlook changes. What a sparse checkout leaves out is not there.
+    hidden = [
+        tag[2:] for tag in tags if re.match(b"[a-zS]", tag) and os.path.lexists(os.path.join(top, tag[2:]))
+    ]
+    if hidden:
+        update(hidden, "--no-assume-unchanged")
+        update(hidden, "--no-skip-worktree")
+        update(hidden, *add)
+    return _ask_git(["write-tree", "--missing-ok"], work_tree, b".", GIT_INDEX_FILE=index).decode().strip()
 
 
 def _take_snapshot(work_tree, head):
@@ -1338,23 +1356,30 @@ def _take_snapshot(work_tree, head):
 
     The user's index, branch, stash and files stay as they are: git works on a copy of the index.
     """
-    import shutil
-    from tempfile import TemporaryDirectory
-
     left_out = _leave_out(os.fsencode(work_tree), head.changed)
     files = [name for name in head.changed if name not in left_out]
-    directory = os.fsdecode(_ask_git(["rev-parse", "--git-dir"], work_tree, b".")[:-1])
-    with TemporaryDirectory() as folder:
-        # With its time: by it git knows which files may have changed in the same second.
-        index = shutil.copy2(os.path.join(work_tree, directory, "index"), folder)
-        tree = _write_work_tree(work_tree, index, [name.encode("utf-8", "surrogateescape") for name in files])
+    index = os.path.join(_find_git_directory(work_tree), "index")
+    copy = f"{index}.{_unique_name()}"
+    times = os.stat(index)
+    try:
+        with open(copy, "xb") as file:
+            file.write(_read_bytes(index))
+        # By its time git knows which files may have changed in the same second:
+        # test_edit_of_the_same_size_in_the_same_second.
+        os.utime(copy, ns=(times.st_atime_ns, times.st_mtime_ns))
+        tree = _write_work_tree(work_tree, copy, [name.encode("utf-8", "surrogateescape") for name in files])
+    finally:
+        _remove_file(copy)
+
+    def make_patch():
+        command = ["diff-tree", "-p", "--binary", "--full-index", "--no-ext-diff", "--no-textconv"]
+        head.patch = _ask_git([*command, head.sha, tree], work_tree)
+
     command = ["commit-tree", tree, "-p", head.sha, "-m", _SNAPSHOT_MESSAGE]
-    sha = _ask_git(command, work_tree, b".", **_SNAPSHOT_AUTHOR).decode().strip()
-    _ask_git(["update-ref", f"refs/meticulous/{sha}", sha], work_tree)
-    command = ["diff-tree", "-p", "--binary", "--full-index", "--no-ext-diff", "--no-textconv", head.sha, sha]
-    head.patch = _ask_git(command, work_tree)
+    output = _ask_git(command, work_tree, b".", meanwhile=make_patch, **_SNAPSHOT_AUTHOR)
     head.snapshot = {"head": head.sha, "files": files, "left-out": left_out, "complete": not left_out}
-    head.sha, head.message, head.trees = sha, f"{_SNAPSHOT_MESSAGE}\n", {}
+    head.sha, head.message, head.trees = output.decode().strip(), f"{_SNAPSHOT_MESSAGE}\n", {}
+    _ask_git(["update-ref", f"refs/meticulous/{head.sha}", head.sha], work_tree)
 
 
 def _hash_blob(content, digits):
@@ -1396,35 +1421,29 @@ def _compare_files(top, sha, trees, paths):
         if content is None or _hash_blob(content, len(sha)) != expected[path]:
             different[path] = "changed" if expected[path] else "untracked"
     # Usually that is all. Otherwise git knows about filters, line ends, ignored files and submodules.
-    changed = [path for path in different if expected[path] and os.path.exists(os.path.join(top, path))]
-    if changed:
-        command = ["hash-object", "--stdin-paths"]
-        hashes = _git(command, top, os.fsencode("\n".join(changed))).stdout.decode().split()
-        for path, found in zip(changed, hashes):
+    known = [path for path in different if expected[path] and os.path.exists(os.path.join(top, path))]
+    if known:
+        answer = _git(["hash-object", "--stdin-paths"], top, os.fsencode("\n".join(known)))
+        for path, found in zip(known, answer.stdout.decode().split()):
             if found == expected[path]:
                 del different[path]
-    untracked = [path for path in different if not expected[path]]
-    if untracked:
-        answer = _git(
-            ["check-ignore", "-z", "--stdin"], top, os.fsencode("".join(f"{path}\0" for path in untracked))
-        )
-        different.update((path, "ignored") for path in os.fsdecode(answer.stdout).split("\0")[:-1])
-    for inner in {_find_inner_top(top, path) for path in untracked} - {top}:
+    by_top: "Dict[str, List[str]]" = {}
+    for path in different:
+        if not expected[path]:
+            parents = _list_parents(os.path.dirname(os.path.join(top, path)))
+            inner = next(folder for folder in parents if folder == top or _is_there(folder, ".git"))
+            by_top.setdefault(inner, []).append(path)
+    for inner, paths in by_top.items():
         link = os.path.relpath(inner, top)
-        entry = _git(["ls-tree", "--full-tree", sha, "--", link], top).stdout.decode().split()
-        if entry[:1] == ["160000"]:
-            own = [os.path.relpath(path, link) for path in untracked if _find_inner_top(top, path) == inner]
-            found = _compare_files(inner, entry[2], {}, own)
-            for path in own:
-                different.pop(os.path.join(link, path))
+        entry = _git(["ls-tree", "--full-tree", sha, "--", link], top).stdout.split()
+        if inner != top and entry[:1] == [b"160000"]:
+            own = {os.path.relpath(path, link): different.pop(path) for path in paths}
+            found = _compare_files(inner, entry[2].decode(), {}, own)
             different.update((os.path.join(link, path), kind) for path, kind in found.items())
+        else:
+            answer = _git(["check-ignore", "-z", "--stdin"], top, os.fsencode("\0".join(paths)))
+            different.update((path, "ignored") for path in os.fsdecode(answer.stdout).split("\0")[:-1])
     return different
-
-
-def _find_inner_top(top, path):
-    """Return the top of the innermost repository that has the file *path*: *top*, or one below."""
-    parents = _list_parents(os.path.dirname(os.path.join(top, path)))
-    return next(folder for folder in parents if folder == top or _is_there(folder, ".git"))
 
 
 class _CodeProof:

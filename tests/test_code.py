@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -11,7 +12,7 @@ import pytest
 from conftest import PROJECT
 
 sys.path.insert(0, str(PROJECT))
-from test_git import OLD_GIT, SUBJECT, make_stand_in  # noqa: E402
+from test_git import OLD_GIT, SUBJECT, die_at, make_stand_in  # noqa: E402
 
 import meticulous  # noqa: E402
 
@@ -446,6 +447,25 @@ def test_settings_do_not_change_a_snapshot(repo, snap, tmp_path):
         "TZ": "Asia/Tokyo",
     }
     assert snap(env=others)["sha"] == sha
+
+
+@pytest.mark.parametrize("step", range(9))
+def test_kill_at_every_step_of_a_snapshot_changes_nothing(repo, snap, step):
+    make_changes(repo)
+    before = state(repo)
+    child = os.fork()
+    if child == 0:
+        try:
+            os.chdir(str(repo.path))
+            die_at(step)
+            path = str(repo.path / "experiments")
+            meticulous._prepare_repository(str(repo.path), path, lambda: None, True)
+        finally:
+            os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    assert (status == signal.SIGKILL) == (step < 8), status
+    assert state(repo) == before
+    assert tree_of(repo) == repo.git("rev-parse", snap()["sha"] + "^{tree}")
 
 
 @pytest.mark.slow
