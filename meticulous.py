@@ -1382,10 +1382,14 @@ def _take_snapshot(work_tree, head):
     _ask_git(["update-ref", f"refs/meticulous/{head.sha}", head.sha], work_tree)
 
 
-def _hash_blob(content, digits):
-    """Return git's name of a blob: 40 hex digits, or 64 in a sha256 repository."""
+def _hash_blob(path, digits):
+    """Return git's name of the file *path* as a blob, 40 or 64 *digits*; "" if the file can't be read."""
     try:
-        # A twelfth of the time of hashlib, which loads OpenSSL.
+        content = os.fsencode(os.readlink(path)) if os.path.islink(path) else _read_bytes(path)
+    except OSError:
+        return ""
+    try:
+        # A tenth of the time of hashlib, which loads OpenSSL.
         from _sha1 import sha1  # type: ignore[import-not-found]
     except ImportError:
         from hashlib import sha1
@@ -1403,25 +1407,19 @@ def _parse_tree(raw, digits):
 def _compare_files(top, sha, trees, paths):
     """Return how the files *paths* differ from the commit *sha*: by path "untracked", "ignored" or "changed".
 
-    top: of the work tree, without links; trees: raw tree objects by folder, to which missing ones are added.
+    top: of the work tree, without links; trees: the entries of folders, to which missing ones are added.
     """
     folders = sorted({os.path.dirname(path) for path in paths} - trees.keys())
     if folders:
         objects = _read_objects(top, [f"{sha}:{folder}".replace(os.sep, "/") for folder in folders])
-        trees.update((folder, content) for folder, (_, content) in zip(folders, objects))
-    entries = {folder: _parse_tree(trees[folder], len(sha)) for folder in set(map(os.path.dirname, paths))}
-    expected = {path: entries[os.path.dirname(path)].get(os.path.basename(path)) for path in paths}
-    different = {}
-    for path in paths:
-        file = os.path.join(top, path)
-        try:
-            content = os.fsencode(os.readlink(file)) if os.path.islink(file) else _read_bytes(file)
-        except OSError:
-            content = None  # gone since
-        if content is None or _hash_blob(content, len(sha)) != expected[path]:
-            different[path] = "changed" if expected[path] else "untracked"
-    # Usually that is all. Otherwise git knows about filters, line ends, ignored files and submodules.
-    known = [path for path in different if expected[path] and os.path.exists(os.path.join(top, path))]
+        trees.update((folder, _parse_tree(raw, len(sha))) for folder, (_, raw) in zip(folders, objects))
+    expected = {path: trees[os.path.dirname(path)].get(os.path.basename(path)) for path in paths}
+    hashes = {path: _hash_blob(os.path.join(top, path), len(sha)) for path in paths}
+    # Usually nothing is. Otherwise git knows about filters, line ends, ignored files and submodules.
+    different = {
+        path: "changed" if expected[path] else "untracked" for path in paths if hashes[path] != expected[path]
+    }
+    known = [path for path in different if expected[path] and hashes[path]]
     if known:
         answer = _git(["hash-object", "--stdin-paths"], top, os.fsencode("\n".join(known)))
         for path, found in zip(known, answer.stdout.decode().split()):
@@ -1460,44 +1458,44 @@ class _CodeProof:
         folders = [os.path.join(os.path.realpath(other), "") for other in others]
         # An interpreter inside of the work tree, not a work tree inside of the interpreter's /usr.
         self.others = tuple(folder for folder in folders if folder.startswith(self.inside))
-        self.seen = set()
+        self.seen, self.checked = set(), set()
         self.code: "Dict[str, Any]" = {"checked": 0, "untracked": [], "ignored": [], "changed": []}
         self.pending = self._list_new_files()
+        self.folders = sorted(set(map(os.path.dirname, self.pending)))
 
     def _list_new_files(self):
         """Return the project files loaded since the last call, relative to the top of the work tree."""
         real = {}  # by folder, because realpath is slow, and 2,000 modules are in a few hundred folders
-        new = []
+        new = set()
         for module in list(sys.modules.values()):
             file = getattr(module, "__dict__", {}).get("__file__")  # a lazy module would load at getattr
-            if not isinstance(file, str) or re.search(r"[\\/](site|dist)-packages[\\/]", file):
+            if not isinstance(file, str) or file in self.seen:
+                continue
+            self.seen.add(file)
+            if re.search(r"[\\/](site|dist)-packages[\\/]", file):
                 continue
             folder, name = os.path.split(file)
             if folder not in real:
                 real[folder] = os.path.join(os.path.realpath(folder), "")
             found = real[folder] + name
-            for path in {found, os.path.realpath(found) if os.path.islink(found) else found} - self.seen:
-                self.seen.add(path)
+            for path in {found, os.path.realpath(found) if os.path.islink(found) else found}:
                 if path.startswith(self.inside) and not path.startswith(self.others) and "\n" not in path:
                     # A module in a zip file has a path below that file.
                     existing = next(filter(os.path.lexists, _list_parents(path)))
-                    new.append((path if os.path.isdir(existing) else existing)[len(self.inside) :])
-        return sorted(set(new))
-
-    def list_folders(self):
-        """Return the folders of the files that are not checked yet."""
-        return sorted(set(map(os.path.dirname, self.pending)))
+                    new.add((path if os.path.isdir(existing) else existing)[len(self.inside) :])
+        return new
 
     def start(self, head):
         """Compare with the commit *head* from now on."""
-        self.sha, self.trees = head.sha, dict(head.trees)
+        self.sha = head.sha
+        self.trees = {folder: _parse_tree(raw, len(head.sha)) for folder, raw in head.trees.items()}
 
     def check(self):
         """Compare the files loaded since the last check; return metadata's "code". Warns of what differs."""
-        files = sorted({*self.pending, *self._list_new_files()})
-        self.pending = []
+        files = sorted((self.pending | self._list_new_files()) - self.checked)
+        self.checked.update(files)
         different = _compare_files(self.inside[:-1], self.sha, self.trees, files)
-        self.code["checked"] += len(files)
+        self.code["checked"] = len(self.checked)
         for path, kind in different.items():
             self.code[kind].append(path)
         if {"untracked", "changed"} & set(different.values()):
@@ -1514,8 +1512,8 @@ def _describe_code(metadata):
     names += [f"{name!r} (left out)" for name in snapshot.get("left-out") or ()]
     if not names:
         return ""
-    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    return f"not in commit {str(metadata.get('githead-sha'))[:7]}, though part of the run: {shown}."
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return f"Not in commit {str(metadata.get('githead-sha'))[:7]}: {shown}"
 
 
 def _prepare_repository(work_tree, experiments_directory, make_directory, allow_dirty=False):
@@ -1529,7 +1527,7 @@ def _prepare_repository(work_tree, experiments_directory, make_directory, allow_
     while True:
         # Asked before HEAD is read, so that the commit is in HEAD if the line is in the file.
         is_ignored = path is None or _is_ignored(work_tree, path)
-        head = _read_state(work_tree, is_ignored, allow_dirty, proof.list_folders())
+        head = _read_state(work_tree, is_ignored, allow_dirty, proof.folders)
         if head is None:
             return _prepare_repository(
                 _ask_top(work_tree), experiments_directory, make_directory, allow_dirty

@@ -237,7 +237,7 @@ def test_description_is_one_line():
     assert meticulous._describe_code({"code": proved(3, ignored=["a"])}) == ""
     metadata = {"githead-sha": "1234567890", "code": proved(9, untracked=list("abcdef"), changed=["x\ny"])}
     assert "commit 1234567" in meticulous._describe_code(metadata)
-    assert meticulous._describe_code(metadata).endswith("and 2 more.")
+    assert meticulous._describe_code(metadata).endswith(", 'e' (untracked), ...")
     assert "'big' (left out)" in meticulous._describe_code({"snapshot": {"left-out": {"big": "00"}}})
 
 
