@@ -1280,13 +1280,12 @@ _LARGEST_SUM = 20 * 2**20  # bytes of all untracked files in a snapshot
 _SNAPSHOT_MESSAGE = "Snapshot of uncommitted changes"
 # Equal states of a work tree are the same commit, whoever makes it, and whenever.
 _SNAPSHOT_AUTHOR = {
-    f"GIT_{role}_{name}": value
-    for role in ("AUTHOR", "COMMITTER")
-    for name, value in (
-        ("NAME", "meticulous"),
-        ("EMAIL", "meticulous@localhost"),
-        ("DATE", "1000000000 +0000"),
-    )
+    "GIT_AUTHOR_NAME": "meticulous",
+    "GIT_AUTHOR_EMAIL": "meticulous@localhost",
+    "GIT_AUTHOR_DATE": "1000000000 +0000",
+    "GIT_COMMITTER_NAME": "meticulous",
+    "GIT_COMMITTER_EMAIL": "meticulous@localhost",
+    "GIT_COMMITTER_DATE": "1000000000 +0000",
 }
 
 
@@ -1454,7 +1453,7 @@ class _CodeProof:
 
     def __init__(self, work_tree, experiments_directory):
         self.inside = os.path.join(os.path.realpath(work_tree), "")
-        others = (sys.prefix, sys.exec_prefix, sys.base_prefix, experiments_directory)
+        others = (sys.prefix, sys.base_prefix, experiments_directory)
         folders = [os.path.join(os.path.realpath(other), "") for other in others]
         # An interpreter inside of the work tree, not a work tree inside of the interpreter's /usr.
         self.others = tuple(folder for folder in folders if folder.startswith(self.inside))

@@ -1075,7 +1075,7 @@ def die_at(step):
 
 
 @pytest.mark.parametrize(
-    "step, before", [(step, "*.pyc\n") for step in range(24)] + [(step, None) for step in range(11, 21)]
+    "step, before", [(step, "*.pyc\n") for step in range(23)] + [(step, None) for step in range(10, 20)]
 )
 def test_kill_at_every_step_blocks_nobody(repo, work_in, step, before):
     if before:
@@ -1089,7 +1089,7 @@ def test_kill_at_every_step_blocks_nobody(repo, work_in, step, before):
         finally:
             os._exit(0)
     status = os.waitpid(child, 0)[1]
-    assert (status == signal.SIGKILL) == (step < 23), status
+    assert (status == signal.SIGKILL) == (step < 22), status
     head = work_in()
     assert_added(repo, before=before or "")
     assert head.sha == repo.git("rev-parse", "HEAD").strip()
