@@ -47,6 +47,7 @@ order of its data; each chapter uses only names from the chapters above it:
     II Record
         Process              this process, its host and job, and who owns a folder
         Git                  which code runs here
+        Code                 is it what is recorded, and a snapshot if it isn't committed
         Arguments            take arguments and defaults from an argparse parser
         Output               record what is written to sys.stdout and sys.stderr
         Ending               record how the process ends
@@ -130,7 +131,8 @@ class DirtyRepoException(MeticulousException):
         verb = "differs" if len(self.files) == 1 else "differ"
         return (
             f"{count} in {self.work_tree} {verb} from commit {self.commit[:7]}: {names}.\n"
-            "Commit or stash the changes, or pass --norecord to run without a record."
+            "Commit or stash them, or pass --allow-dirty (METICULOUS_ALLOW_DIRTY=1) to record a snapshot, "
+            "or --norecord (METICULOUS_NORECORD=1) to run without a record."
         )
 
 
@@ -1143,12 +1145,11 @@ def _git(arguments, directory, stdin=b"", meanwhile=None, **variables):
             meanwhile()
         stdout, stderr = process.communicate(stdin)
     words = stderr.decode("utf-8", "replace")
-    fatal = re.search("(?m)^fatal: (.+)", words)
+    reasons = re.findall("(?m)^(?:fatal|error): (.+)", words) or [words.strip() or "no reason given"]
     # Where SIGCHLD is ignored, or other code waits for all children, Popen takes every code for 0:
     # test_failure_is_seen_where_others_reap_children.
-    code = process.returncode or (128 if fatal else 0)
-    reason = (fatal.group(1) if fatal else words.strip()).rstrip(".") or "no reason given"
-    return SimpleNamespace(code=code, stdout=stdout, stderr=words, reason=reason)
+    code = process.returncode or (128 if re.search("(?m)^fatal: ", words) else 0)
+    return SimpleNamespace(code=code, stdout=stdout, stderr=words, reason="; ".join(reasons).rstrip("."))
 
 
 def _ask_git(arguments, directory, form=b"", *rest, **variables):
@@ -1167,7 +1168,7 @@ def _explain_refusal(answer, directory):
     """Return a GitException that says what git's refusal means, and what to do."""
     reason = answer.reason
     trust = re.search(r"(?s)git config --global --add safe\.directory .+", answer.stderr)
-    lost = re.match("not a git repository: (.+)", reason)
+    lost = re.search("not a git repository: (.+)", reason)
     if trust:
         what = "belongs to another user, so git doesn't read it"
         remedy = f"If you trust it, run `{trust.group().strip()}`"
@@ -1225,6 +1226,13 @@ def _find_work_tree(project_directory):
     return next((folder for folder in _list_parents(given) if os.path.realpath(folder) == top), top)
 
 
+def _find_git_directory(work_tree):
+    path = os.path.join(work_tree, ".git")  # a file in submodules and linked work trees
+    if not os.path.isdir(path):
+        path = os.fsdecode(_ask_git(["rev-parse", "--git-dir"], work_tree, b".")[:-1])
+    return os.path.join(work_tree, path)
+
+
 def _parse_commit(raw):
     """Return the message of a raw commit, exactly as it was committed."""
     header, _, message = raw.partition(b"\n\n")
@@ -1236,11 +1244,15 @@ def _parse_commit(raw):
 
 
 def _parse_status(output):
-    """Return the paths in the output of `git status --porcelain -z -b`."""
-    # A renamed or copied file has its old name after it.
-    entries = rb"(?s)(?:[RC].|.[RC]) ([^\0]+)\0[^\0]+\0|.. ([^\0]+)\0"
-    found = re.findall(entries, output.partition(b"\0")[2])
-    return [(renamed or path).decode("utf-8", "surrogateescape") for renamed, path in found]
+    """Return the paths in the output of `git status --porcelain -z -b`, each with its two letters."""
+    changed = {}
+    entries = iter(output.split(b"\0")[1:-1])
+    for entry in entries:
+        code = entry[:2].decode()
+        changed[entry[3:].decode("utf-8", "surrogateescape")] = code
+        if "R" in code or "C" in code:
+            next(entries)  # the name before renaming or copying
+    return changed
 
 
 def _read_objects(work_tree, names):
@@ -1251,16 +1263,16 @@ def _read_objects(work_tree, names):
         header, _, output = output.partition(b"\n")
         found = re.fullmatch(rb"(\w+) \w+ (\d+)", header)
         sha, size = found.groups() if found else (b"", b"-1")
-        objects.append((sha.decode(), output[: int(size)]))
+        objects.append((sha.decode(), output[: max(int(size), 0)]))
         output = output[int(size) + 1 :]
     return objects
 
 
-def _read_state(work_tree, at_once=False):
-    """Return HEAD of *work_tree* (sha, message), and the paths of tracked files that differ from it.
+def _read_state(work_tree, at_once, with_untracked=False, folders=()):
+    """Return HEAD of *work_tree*: sha, message, what differs from it, and the raw trees of *folders*.
 
-    HEAD is None if git finds another top from *work_tree*, or if HEAD moved while it was read. It is read
-    first, so that status compares with that commit unless it moves since; or both *at_once*.
+    None if git finds another top from *work_tree*, or if HEAD moved while it was read. HEAD is read first, so
+    that status compares with that commit unless it moves since; or both *at_once*.
     """
     from types import SimpleNamespace
 
@@ -1268,25 +1280,31 @@ def _read_state(work_tree, at_once=False):
 
     def read_head():
         # The second is the tree of this directory: the commit's exactly if git agrees that this is the top.
-        (sha, commit), (tree, _) = _read_objects(work_tree, ["HEAD", "HEAD:./"])
+        names = ["HEAD", "HEAD:./", *(f"HEAD:{folder}".replace(os.sep, "/") for folder in folders)]
+        (sha, commit), (tree, _), *others = _read_objects(work_tree, names)
         if not sha:
             raise GitException(
                 f"{work_tree} has no commit yet.\n"
                 "Commit the code (`git add`, `git commit`), or pass --norecord to run without a record."
             )
-        is_sure = commit.startswith(f"tree {tree}\n".encode())
-        heads.append(
-            SimpleNamespace(sha=sha, message=_parse_commit(commit), work_tree=work_tree) if is_sure else None
-        )
+        if commit.startswith(f"tree {tree}\n".encode()):
+            trees = dict(zip(folders, (content for _, content in others)))
+            heads.append(
+                SimpleNamespace(sha=sha, message=_parse_commit(commit), work_tree=work_tree, trees=trees)
+            )
 
     if not at_once:
         read_head()
     # -b prints a line even if nothing differs: without it no answer is a clean tree. Looking for renames
     # would need contents, which a partial clone may lack. No setting hides what differs in a submodule.
-    status = ["-c", "status.renames=false", "status", "--porcelain", "-z", "-b", "-uno"]
-    status.append("--ignore-submodules=untracked")
+    status = ["-c", "status.renames=false", "status", "--porcelain", "-z", "-b"]
+    status += ["--ignore-submodules=untracked", "-uall" if with_untracked else "-uno"]
     output = _ask_git(status, work_tree, b"##", b"", read_head if at_once else None)
-    return heads[0], _parse_status(output)
+    if not heads:
+        return None
+    head = heads[0]
+    head.changed, head.snapshot, head.patch = _parse_status(output), None, b""
+    return head
 
 
 _IGNORE_FILE = ".gitignore"
@@ -1392,25 +1410,26 @@ def _create_commit(work_tree, head, before, after):
 # index; the file last. A start that is killed in between leaves our commit at HEAD and only .gitignore dirty.
 # Whoever finds that does the rest, which can be done any number of times:
 # test_kill_at_every_step_blocks_nobody, test_64_starts_make_one_commit.
-def _commit_line(work_tree, head, line, directory):
+def _commit_line(work_tree, head, line, experiments_directory):
     """Commit *line* at the end of .gitignore on top of *head*, unless another start is faster.
 
-    Index and file are left to _finish_commit. Returns whether there is nothing to commit: *directory* is in a
-    repository of its own, or the line went to info/exclude.
+    Index and file are left to _finish_commit. Returns whether there is nothing to commit: the directory is in
+    a repository of its own, or the line went to info/exclude.
     """
     path = os.path.join(work_tree, _IGNORE_FILE)
     try:
-        if _ask_top(os.path.dirname(directory)) != os.path.realpath(work_tree):
+        if _ask_top(os.path.dirname(experiments_directory)) != os.path.realpath(work_tree):
             return True
-        output = _ask_git(["rev-parse", "--git-dir"], work_tree, b".")
-        directory = os.path.join(work_tree, os.fsdecode(output[:-1]))
+        directory = _find_git_directory(work_tree)
         # Bisect finds nothing, or never ends, if HEAD moves by itself: test_bisect_run_finds_the_commit.
-        if any(_is_there(directory, name) for name in _OPERATIONS):
+        if head.changed or any(_is_there(directory, name) for name in _OPERATIONS):
             link = os.path.join(directory, "commondir")
             common = os.fsdecode(_read_file(link).strip()) if os.path.exists(link) else ""
             exclude = os.path.join(directory, common, "info", "exclude")
             _append_line(exclude, line)
-            _warn(f"added the line {line} to {exclude}, because a bisect, rebase or merge is going on.")
+            _warn(
+                f"added the line {line} to {exclude}, because HEAD must stay: files differ or git is at work."
+            )
             return True
         content = _read_writable(path)
         if _has_line(content, line):
@@ -1460,26 +1479,278 @@ def _differs_only_by_our_commits(work_tree, recorded_sha, head):
     )
 
 
+# === Code =====================================================================
+# Prove that the files whose code runs are those of the commit, and commit a dirty work tree as a snapshot.
+
+_LARGEST_FILE = 2**20  # bytes of an untracked file in a snapshot
+_LARGEST_SUM = 20 * 2**20  # bytes of all untracked files in a snapshot
+_SNAPSHOT_MESSAGE = "Snapshot of uncommitted changes"
+# Equal states of a work tree are the same commit, whoever makes it, and whenever.
+_SNAPSHOT_AUTHOR = {
+    "GIT_AUTHOR_NAME": "meticulous",
+    "GIT_AUTHOR_EMAIL": "meticulous@localhost",
+    "GIT_AUTHOR_DATE": "1000000000 +0000",
+    "GIT_COMMITTER_NAME": "meticulous",
+    "GIT_COMMITTER_EMAIL": "meticulous@localhost",
+    "GIT_COMMITTER_DATE": "1000000000 +0000",
+}
+
+
+def _hash_large_file(path):
+    from hashlib import sha256
+
+    digest = sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(_LARGEST_FILE), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _leave_out(top, changed):
+    """Return the untracked files in *changed* that are too large for a snapshot, each with its sha256."""
+    left_out, total = {}, 0
+    for name, code in changed.items():
+        path = os.path.join(top, name.encode("utf-8", "surrogateescape"))
+        # A directory that is changed, and not gone, is a submodule; an untracked one a repository of its own.
+        if os.path.isdir(path) and not os.path.islink(path) and "D" not in code:
+            raise GitException(
+                f"{os.fsdecode(path)} is a submodule with changes, or an untracked repository.\n"
+                "Commit it, or have git ignore it: a snapshot can't hold it. Or pass --norecord."
+            )
+        if code == "??":
+            size = os.lstat(path).st_size
+            if size > _LARGEST_FILE or total + size > _LARGEST_SUM:
+                left_out[name] = _hash_large_file(path)
+            else:
+                total += size
+    return left_out
+
+
+def _write_work_tree(work_tree, index, names):
+    """Store the work tree, of which *names* differ from the file *index*; return the tree's sha."""
+    top, tags = os.fsencode(work_tree), []
+
+    def update(names, *options, **keywords):
+        stdin = b"".join(name + b"\0" for name in names)
+        _ask_git(
+            ["update-index", *options, "-z", "--stdin"],
+            work_tree,
+            b"",
+            stdin,
+            GIT_INDEX_FILE=index,
+            **keywords,
+        )
+
+    def list_tags():
+        tags.extend(_ask_git(["ls-files", "-v", "-z"], work_tree).split(b"\0"))
+
+    add = "--add", "--remove", "--replace"
+    update(names, *add, meanwhile=list_tags)
+    # Lower case, or S: git is told to overlook changes. What a sparse checkout leaves out is not there.
+    hidden = [
+        tag[2:] for tag in tags if re.match(b"[a-zS]", tag) and os.path.lexists(os.path.join(top, tag[2:]))
+    ]
+    if hidden:
+        update(hidden, "--no-assume-unchanged")
+        update(hidden, "--no-skip-worktree")
+        update(hidden, *add)
+    return _ask_git(["write-tree", "--missing-ok"], work_tree, b".", GIT_INDEX_FILE=index).decode().strip()
+
+
+def _take_snapshot(work_tree, head):
+    """Commit the work tree as it is, on top of *head*, and have *head* describe that commit.
+
+    The user's index, branch, stash and files stay as they are: git works on a copy of the index.
+    """
+    left_out = _leave_out(os.fsencode(work_tree), head.changed)
+    files = [name for name in head.changed if name not in left_out]
+    index = os.path.join(_find_git_directory(work_tree), "index")
+    copy = f"{index}.{_unique_name()}"
+    times = os.stat(index)
+    try:
+        with open(copy, "xb") as file:
+            file.write(_read_file(index))
+        # By its time git knows which files may have changed in the same second:
+        # test_edit_of_the_same_size_in_the_same_second.
+        os.utime(copy, ns=(times.st_atime_ns, times.st_mtime_ns))
+        tree = _write_work_tree(work_tree, copy, [name.encode("utf-8", "surrogateescape") for name in files])
+    finally:
+        _remove_file(copy)
+
+    def make_patch():
+        command = ["diff-tree", "-p", "--binary", "--full-index", "--no-ext-diff", "--no-textconv"]
+        head.patch = _ask_git([*command, head.sha, tree], work_tree)
+
+    command = ["commit-tree", tree, "-p", head.sha, "-m", _SNAPSHOT_MESSAGE]
+    output = _ask_git(command, work_tree, b".", meanwhile=make_patch, **_SNAPSHOT_AUTHOR)
+    head.snapshot = {"head": head.sha, "files": files, "left-out": left_out, "complete": not left_out}
+    head.sha, head.message, head.trees = output.decode().strip(), f"{_SNAPSHOT_MESSAGE}\n", {}
+    _ask_git(["update-ref", f"refs/meticulous/{head.sha}", head.sha], work_tree)
+
+
+def _hash_blob(path, digits):
+    """Return git's name of the file *path* as a blob, 40 or 64 *digits*; "" if the file can't be read."""
+    try:
+        content = os.fsencode(os.readlink(path)) if os.path.islink(path) else _read_file(path)
+    except OSError:
+        return ""
+    try:
+        # A tenth of the time of hashlib, which loads OpenSSL.
+        from _sha1 import sha1  # type: ignore[import-not-found]
+    except ImportError:
+        from hashlib import sha1
+    if digits == 64:
+        from hashlib import sha256 as sha1
+    return sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _parse_tree(raw, digits):
+    """Return the entries of a raw tree object: by name the object's sha."""
+    entries = re.findall(rb"(?s)\d+ ([^\0]+)\0(.{%d})" % (digits // 2), raw)
+    return {os.fsdecode(name): sha.hex() for name, sha in entries}
+
+
+def _compare_files(top, sha, trees, paths):
+    """Return how the files *paths* differ from the commit *sha*: by path "untracked", "ignored" or "changed".
+
+    top: of the work tree, without links; trees: the entries of folders, to which missing ones are added.
+    """
+    folders = sorted({os.path.dirname(path) for path in paths} - trees.keys())
+    if folders:
+        objects = _read_objects(top, [f"{sha}:{folder}".replace(os.sep, "/") for folder in folders])
+        trees.update((folder, _parse_tree(raw, len(sha))) for folder, (_, raw) in zip(folders, objects))
+    expected = {path: trees[os.path.dirname(path)].get(os.path.basename(path)) for path in paths}
+    hashes = {path: _hash_blob(os.path.join(top, path), len(sha)) for path in paths}
+    # Usually nothing is. Otherwise git knows about filters, line ends, ignored files and submodules.
+    different = {
+        path: "changed" if expected[path] else "untracked" for path in paths if hashes[path] != expected[path]
+    }
+    known = [path for path in different if expected[path] and hashes[path]]
+    if known:
+        answer = _git(["hash-object", "--stdin-paths"], top, os.fsencode("\n".join(known)))
+        for path, found in zip(known, answer.stdout.decode().split()):
+            if found == expected[path]:
+                del different[path]
+    by_top: "Dict[str, List[str]]" = {}
+    for path in different:
+        if not expected[path]:
+            parents = _list_parents(os.path.dirname(os.path.join(top, path)))
+            inner = next(folder for folder in parents if folder == top or _is_there(folder, ".git"))
+            by_top.setdefault(inner, []).append(path)
+    for inner, paths in by_top.items():
+        link = os.path.relpath(inner, top)
+        entry = _git(["ls-tree", "--full-tree", sha, "--", link], top).stdout.split()
+        if inner != top and entry[:1] == [b"160000"]:
+            own = {os.path.relpath(path, link): different.pop(path) for path in paths}
+            found = _compare_files(inner, entry[2].decode(), {}, own)
+            different.update((os.path.join(link, path), kind) for path, kind in found.items())
+        else:
+            answer = _git(["check-ignore", "-z", "--stdin"], top, os.fsencode("\0".join(paths)))
+            different.update((path, "ignored") for path in os.fsdecode(answer.stdout).split("\0")[:-1])
+    return different
+
+
+class _CodeProof:
+    """Compares the project files whose code runs with the commit that is recorded.
+
+    A project file is the source of a loaded module, or the main script, in the work tree, outside of the
+    interpreter's own folders, site-packages and the experiments directory. Files are compared as they are at
+    check(), not as they were when they were imported.
+    """
+
+    def __init__(self, work_tree, experiments_directory):
+        self.inside = os.path.join(os.path.realpath(work_tree), "")
+        others = (sys.prefix, sys.base_prefix, experiments_directory)
+        folders = [os.path.join(os.path.realpath(other), "") for other in others]
+        # An interpreter inside of the work tree, not a work tree inside of the interpreter's /usr.
+        self.others = tuple(folder for folder in folders if folder.startswith(self.inside))
+        self.seen, self.checked = set(), set()
+        self.code: "Dict[str, Any]" = {"checked": 0, "untracked": [], "ignored": [], "changed": []}
+        self.pending = self._list_new_files()
+        self.folders = sorted(set(map(os.path.dirname, self.pending)))
+
+    def _list_new_files(self):
+        """Return the project files loaded since the last call, relative to the top of the work tree."""
+        real = {}  # by folder, because realpath is slow, and 2,000 modules are in a few hundred folders
+        new = set()
+        for module in list(sys.modules.values()):
+            file = getattr(module, "__dict__", {}).get("__file__")  # a lazy module would load at getattr
+            if not isinstance(file, str) or file in self.seen:
+                continue
+            self.seen.add(file)
+            if re.search(r"[\\/](site|dist)-packages[\\/]", file):
+                continue
+            folder, name = os.path.split(file)
+            if folder not in real:
+                real[folder] = os.path.join(os.path.realpath(folder), "")
+            found = real[folder] + name
+            for path in {found, os.path.realpath(found) if os.path.islink(found) else found}:
+                if path.startswith(self.inside) and not path.startswith(self.others) and "\n" not in path:
+                    # A module in a zip file has a path below that file.
+                    existing = next(filter(os.path.lexists, _list_parents(path)))
+                    new.add((path if os.path.isdir(existing) else existing)[len(self.inside) :])
+        return new
+
+    def start(self, head):
+        """Compare with the commit *head* from now on."""
+        self.sha = head.sha
+        self.trees = {folder: _parse_tree(raw, len(head.sha)) for folder, raw in head.trees.items()}
+
+    def check(self):
+        """Compare the files loaded since the last check; return metadata's "code". Warns of what differs."""
+        files = sorted((self.pending | self._list_new_files()) - self.checked)
+        self.checked.update(files)
+        different = _compare_files(self.inside[:-1], self.sha, self.trees, files)
+        self.code["checked"] = len(self.checked)
+        for path, kind in different.items():
+            self.code[kind].append(path)
+        if {"untracked", "changed"} & set(different.values()):
+            _warn(_describe_code({"githead-sha": self.sha, "code": self.code}))
+        return self.code
+
+
+def _describe_code(metadata):
+    """Return one line on what ran and is not in the recorded commit; "" if all is, or if that is unknown."""
+    code, snapshot = (
+        part if isinstance(part, dict) else {} for part in map(metadata.get, ("code", "snapshot"))
+    )
+    names = [f"{name!r} ({kind})" for kind in ("untracked", "changed") for name in code.get(kind) or ()]
+    names += [f"{name!r} (left out)" for name in snapshot.get("left-out") or ()]
+    if not names:
+        return ""
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return f"Not in commit {str(metadata.get('githead-sha'))[:7]}: {shown}"
+
+
 def _prepare_repository(work_tree, experiments_directory, make_directory, allow_dirty=False):
-    """Check that *work_tree* is clean, make the experiments directory, have git ignore it; return HEAD."""
+    """Check that *work_tree* is clean, make the experiments directory, have git ignore it; return HEAD.
+
+    Its attributes: sha, message, work_tree (git's own idea of it), proof; and with *allow_dirty* snapshot and
+    patch, None and b"" if nothing differs.
+    """
     path, finished = _find_ignorable_path(work_tree, experiments_directory), None
+    proof = _CodeProof(work_tree, experiments_directory)
     while True:
         # Asked before HEAD is read, so that the commit is in HEAD if the line is in the file.
         is_ignored = path is None or _is_ignored(work_tree, path)
-        head, changed = _read_state(work_tree, at_once=is_ignored)
+        head = _read_state(work_tree, is_ignored, allow_dirty, proof.folders)
         if head is None:
             return _prepare_repository(
                 _ask_top(work_tree), experiments_directory, make_directory, allow_dirty
             )
-        if changed == [_IGNORE_FILE] and head.sha != finished:
+        if _IGNORE_FILE in head.changed and head.sha != finished:
             # HEAD is asked for last: what the next commit brings is not a change of the user's.
             finished = head.sha
             if _finish_commit(work_tree, head) or _has_moved(work_tree, head):
                 continue
-        if changed:
-            raise DirtyRepoException(changed, head.sha, work_tree)
+        if head.changed and not allow_dirty:
+            raise DirtyRepoException(list(head.changed), head.sha, work_tree)
         make_directory()  # before the commit, and once more after it, which changes nothing
         if is_ignored:
+            if head.changed:
+                _take_snapshot(work_tree, head)
+            proof.start(head)
+            head.proof = proof
             return head
         if _commit_line(work_tree, head, _escape_pattern(path), experiments_directory):
             path = None
@@ -2674,8 +2945,9 @@ class _Record:
     folder, number (of the attempt), metadata (what metadata.json holds), capture (of the output).
     """
 
-    def __init__(self, start, description):
-        """*start* is what metadata.json says of the code; the times begin here."""
+    def __init__(self, head, description):
+        """*head* is what _prepare_repository() returned; the times begin here."""
+        self._head = head
         self._clock, self._cpu_s = time.monotonic(), _measure_usage()[0]
         self._metrics: "Any" = None
         self._step = -1
@@ -2684,7 +2956,10 @@ class _Record:
         self.attempt.update(_describe_process())
         self.number = 1
         self.metadata = {
-            **start,
+            "githead-sha": head.sha,
+            "githead-message": head.message,
+            "code": head.proof.check(),
+            **({"snapshot": head.snapshot} if head.snapshot else {}),
             "description": description,
             "start-time": self.attempt["start-time"],
             "command": command,
@@ -2709,6 +2984,8 @@ class _Record:
             for file, content in files.items():
                 _create_file(os.path.join(hidden, file), _to_bytes(content))
             _create_file(os.path.join(hidden, "STATUS"), b"RUNNING")
+            if self._head.patch:
+                _create_file(os.path.join(hidden, "snapshot.patch"), self._head.patch)
             self.capture = _Capture(hidden)
             discard.callback(self.capture.close)
             if name is None:
@@ -2827,6 +3104,7 @@ class _Record:
         if self._metrics is not None:
             self._metrics.close()
             self._metrics = None
+        _try(self._head.proof.check)  # of what was loaded since; it fails where git can't be run any more
         found = self.load_own_metadata()
         attempts = found["attempts"]
         is_newest = len(attempts) == self.number >= _find_newest_attempt(self.folder)
@@ -3080,7 +3358,7 @@ class Experiment:
                 self.repo_directory, directory, lambda: _make_directories(directory, undo), allow_dirty
             )
             self.repo_directory = head.work_tree
-            record = _Record({"githead-sha": head.sha, "githead-message": head.message}, description)
+            record = _Record(head, description)
             with _Hold():
                 if not record.create(directory, name, args, default_args, undo):
                     _check_resumable(record.folder, args, self.repo_directory, head)

@@ -1,0 +1,483 @@
+"""Code: are the files whose code runs those of the commit, and a snapshot of a work tree that differs from it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from conftest import PROJECT
+
+sys.path.insert(0, str(PROJECT))
+from test_git import OLD_GIT, SUBJECT, die_at, make_stand_in  # noqa: E402
+
+import meticulous  # noqa: E402
+
+# What Experiment does at start and end, alone. Prints what would be recorded.
+PREPARE = """
+    import json
+    import os
+    import sys
+    import meticulous
+
+    def prepare(allow_dirty=False, directory="experiments"):
+        top = meticulous._find_work_tree("")
+        directory = os.path.abspath(directory)
+        try:
+            return meticulous._prepare_repository(
+                top, directory, lambda: os.makedirs(directory, exist_ok=True), allow_dirty
+            )
+        except meticulous.MeticulousException as error:
+            sys.exit(f"{type(error).__name__}: {error}")
+
+    def show(head):
+        record = {"sha": head.sha, "snapshot": head.snapshot, "code": head.proof.check()}
+        print(json.dumps(record))
+"""
+CHECK = PREPARE + "    show(prepare())\n"
+SNAP = PREPARE + "    show(prepare(allow_dirty=True))\n"
+
+
+@pytest.fixture
+def check(repo):
+    """Give a function that runs a committed script and returns what its proof says."""
+
+    def run(source="", *arguments, name="train.py", commit=True, **keywords):
+        text = textwrap.dedent(CHECK if "prepare" not in source else PREPARE) + textwrap.dedent(source)
+        repo.write(name, text)
+        if commit:
+            repo.commit()
+        result = repo.run(None, *arguments, name=name, **keywords)
+        assert result.code == 0, result
+        run.stderr = result.stderr
+        return json.loads(result.stdout.splitlines()[-1])["code"]
+
+    repo.write(".gitignore", "experiments\n__pycache__\n*.so\n/venv\n/ignored*\n")
+    repo.commit()
+    return run
+
+
+def proved(count, **others):
+    return {"checked": count, "untracked": [], "ignored": [], "changed": [], **others}
+
+
+# --- proof --------------------------------------------------------------------------------------
+
+
+def test_committed_script_and_modules_are_proved(repo, check):
+    repo.write("helper.py", "import pkg.deep.mod\n")
+    repo.write("pkg/__init__.py", "")
+    repo.write("pkg/deep/mod.py", "import namespace.mod\n")
+    repo.write("namespace/mod.py", "")
+    repo.commit()
+    code = check("import helper\nshow(prepare())")
+    assert code == proved(5)
+    assert check.stderr == ""
+
+
+def test_untracked_script_is_named_at_once(repo, check):
+    assert check(commit=False) == proved(1, untracked=["train.py"])
+    assert check.stderr.count("\n") == 1
+    assert "'train.py' (untracked)" in check.stderr
+
+
+def test_untracked_and_ignored_modules(repo, check):
+    source = "import helper, ignored_version\nshow(prepare())"
+    repo.write("train.py", textwrap.dedent(PREPARE) + source)
+    repo.commit()
+    repo.write("helper.py", "")
+    repo.write("ignored_version.py", "")
+    assert check(source, commit=False) == proved(3, untracked=["helper.py"], ignored=["ignored_version.py"])
+    assert "'helper.py' (untracked)" in check.stderr
+    assert "version" not in check.stderr
+
+
+@pytest.mark.parametrize("bit", ["--skip-worktree", "--assume-unchanged"])
+def test_change_behind_a_bit_of_the_index(repo, check, bit):
+    repo.write("helper.py", "")
+    repo.commit()
+    source = "import helper\nshow(prepare())"
+    assert check(source) == proved(2)
+    repo.git("update-index", bit, "helper.py")
+    repo.write("helper.py", "1")
+    assert check(source, commit=False) == proved(2, changed=["helper.py"])
+
+
+def test_modules_loaded_since_the_start_are_checked_at_the_end(repo, check):
+    repo.write("pkg/late.py", "")
+    source = """
+        head = prepare()
+        assert head.proof.check()["checked"] == 1
+        run_git, calls = meticulous._git, []
+        meticulous._git = lambda *rest, **more: calls.append(rest[0]) or run_git(*rest, **more)
+        head.proof.check()
+        assert not calls, calls
+        import pkg.late
+        import untracked
+        show(head)
+    """
+    repo.write("train.py", textwrap.dedent(PREPARE) + textwrap.dedent(source))
+    repo.commit()
+    repo.write("untracked.py", "")
+    assert check(source, commit=False) == proved(3, untracked=["untracked.py"])
+    assert check.stderr.count("\n") == 1
+
+
+def test_line_ends_and_filters_are_no_change(repo, check):
+    repo.git("config", "filter.upper.clean", "tr a-z A-Z")
+    repo.write(".gitattributes", "crlf.py text eol=crlf\nident.py ident\nupper.py filter=upper\n")
+    repo.write("ident.py", "# $Id$\n")
+    repo.write("crlf.py", "1\r\n2\r\n")
+    repo.write("upper.py", "# abc\n")
+    repo.commit()
+    (repo.path / "ident.py").unlink()
+    repo.git("checkout", "ident.py")
+    assert "$Id:" in (repo.path / "ident.py").read_text()
+    assert check("import crlf, ident, upper\nshow(prepare())") == proved(4)
+
+
+def test_sha256_repository(repo, check, tmp_path):
+    shutil.rmtree(str(repo.path / ".git"))
+    if subprocess.call(["git", "init", "-q", "--object-format=sha256"], cwd=str(repo.path)):
+        pytest.skip("this git knows SHA-1 only")
+    repo.git("config", "user.name", "A")
+    repo.git("config", "user.email", "a@b")
+    repo.write("pkg/mod.py", "")
+    assert check("import pkg.mod\nshow(prepare())") == proved(2)
+
+
+def test_linked_files_and_a_linked_project(repo, check, tmp_path):
+    repo.write("real/helper.py", "")
+    (repo.path / "helper.py").symlink_to("real/helper.py")
+    repo.commit()
+    (tmp_path / "link").symlink_to(repo.path)
+    source = "import helper\nshow(prepare())"
+    assert check(source) == proved(3)
+    result = repo.run(None, name=str(tmp_path / "link" / "train.py"), cwd=str(tmp_path / "link"))
+    assert json.loads(result.stdout)["code"] == proved(3)
+
+
+def test_submodule_is_compared_with_its_commit(repo, make_repo, check, tmp_path):
+    other = make_repo(tmp_path / "other")
+    other.write("pkg/mod.py", "")
+    other.write(".gitignore", "__pycache__\n")
+    other.commit()
+    repo.git("-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(other.path), "module")
+    repo.commit()
+    source = "sys.path.insert(0, 'module')\nimport pkg.mod\nshow(prepare())"
+    assert check(source) == proved(2)
+    repo.write("module/pkg/extra.py", "")
+    source = source.replace("pkg.mod", "pkg.mod, pkg.extra")
+    assert check(source) == proved(3, untracked=["module/pkg/extra.py"])
+
+
+def test_nested_repository_is_untracked(repo, make_repo, check):
+    make_repo(repo.path / "nested").write("mod.py", "")
+    repo.git("-C", "nested", "add", ".")
+    repo.git("-C", "nested", "commit", "-qm", "Add")
+    source = "sys.path.insert(0, 'nested')\nimport mod\nshow(prepare())"
+    repo.write("train.py", textwrap.dedent(PREPARE) + source)
+    repo.commit("Add", "train.py")
+    assert check(source, commit=False) == proved(2, untracked=["nested/mod.py"])
+
+
+def test_zipped_sourceless_and_built_modules(repo, check):
+    repo.write("lib/zipped.py", "")
+    shutil.make_archive(str(repo.path / "archive"), "zip", str(repo.path / "lib"))
+    repo.commit()
+    source = """
+        import importlib.util, py_compile, types
+        sys.path.insert(0, "archive.zip")
+        import zipped
+        py_compile.compile("lib/zipped.py", "ignored_pyc.pyc")
+        import ignored_pyc
+        sys.modules["built"] = types.ModuleType("built")
+        sys.modules["built"].__file__ = os.path.abspath("built.so")
+        show(prepare())
+    """
+    (repo.path / "built.so").write_bytes(b"x")
+    assert check(source) == proved(4, ignored=["built.so", "ignored_pyc.pyc"])
+    assert check.stderr == ""
+
+
+def test_virtual_environment_and_experiments_are_not_the_project(repo, check):
+    repo.write("venv/lib/python3/site-packages/dependency.py", "")
+    repo.write("experiments/1/copy.py", "")
+    source = "sys.path[:0] = ['venv/lib/python3/site-packages', 'experiments/1']\nimport dependency, copy\nshow(prepare())"
+    assert check(source) == proved(1)
+
+
+def test_odd_modules_do_no_harm(repo, check):
+    source = """
+        class Odd:
+            def __getattr__(self, name):
+                raise RuntimeError(name)
+        sys.modules.update(odd=Odd(), none=None, number=7, slots=object())
+        Odd.__file__ = 7
+        show(prepare())
+    """
+    assert check(source) == proved(1)
+
+
+def test_module_of_a_package_and_c_option(repo, check):
+    repo.write("pkg/__init__.py", "")
+    repo.write("pkg/mod.py", textwrap.dedent(CHECK))
+    repo.commit()
+    for options, count in ((["-m", "pkg.mod"], 2), (["-c", textwrap.dedent(CHECK)], 0)):
+        command = [sys.executable, *options]
+        output = subprocess.check_output(command, cwd=str(repo.path), env=repo.environment())
+        assert json.loads(output.decode())["code"] == proved(count)
+
+
+def test_description_is_one_line():
+    assert meticulous._describe_code({}) == ""
+    assert meticulous._describe_code({"code": proved(3, ignored=["a"])}) == ""
+    metadata = {"githead-sha": "1234567890", "code": proved(9, untracked=list("abcdef"), changed=["x\ny"])}
+    assert "commit 1234567" in meticulous._describe_code(metadata)
+    assert meticulous._describe_code(metadata).endswith(", 'e' (untracked), ...")
+    assert "'big' (left out)" in meticulous._describe_code({"snapshot": {"left-out": {"big": "00"}}})
+
+
+def test_start_with_proof_takes_no_more_processes(repo, check):
+    source = """
+        run_git, calls = meticulous._git, []
+        meticulous._git = lambda *rest, **more: calls.append(rest[0]) or run_git(*rest, **more)
+        head = prepare()
+        head.proof.check()
+        assert len(calls) == 2, calls
+        show(head)
+    """
+    assert check(source) == proved(1)
+
+
+# --- snapshot -----------------------------------------------------------------------------------
+
+
+def state(repo):
+    """Describe what a snapshot must leave as it is."""
+    return (
+        (repo.path / ".git" / "index").read_bytes(),
+        repo.git("rev-parse", "HEAD", "refs/stash") if "stash" in repo.git("for-each-ref") else "",
+        repo.git("for-each-ref", "refs/heads"),
+        repo.git("--no-optional-locks", "status", "--porcelain"),
+    )
+
+
+@pytest.fixture
+def snap(repo, tmp_path):
+    """Give a function that starts dirty in a real process and returns what would be recorded."""
+    repo.write(".gitignore", "experiments\n")
+    repo.commit()
+    script = tmp_path / "snap.py"
+    script.write_text(textwrap.dedent(SNAP))
+
+    def run(code=0, **keywords):
+        before = state(repo)
+        result = repo.run(None, name=str(script), **keywords)
+        assert result.code == code, result
+        assert state(repo) == before
+        return result.stderr if code else json.loads(result.stdout)
+
+    return run
+
+
+def tree_of(repo):
+    """Return the tree that `git add --all` makes, in a copy of the repository."""
+    copy = repo.path.parent / "copy"
+    shutil.copytree(str(repo.path), str(copy), symlinks=True)
+    subprocess.check_call(["git", "add", "--all"], cwd=str(copy))
+    tree = subprocess.check_output(["git", "write-tree"], cwd=str(copy)).decode()
+    shutil.rmtree(str(copy))
+    return tree
+
+
+def test_clean_tree_needs_no_snapshot(repo, snap):
+    record = snap()
+    assert record["snapshot"] is None
+    assert record["sha"] == repo.git("rev-parse", "HEAD").strip()
+    assert repo.git("for-each-ref", "refs/meticulous") == ""
+
+
+def make_changes(repo):
+    for name in ("old", "gone", "staged", "mode", "kind", "dir/file", "back"):
+        repo.write(name, name * 50)
+    repo.commit()
+    repo.git("mv", "old", "new")
+    (repo.path / "gone").unlink()
+    repo.write("staged", "2")
+    repo.git("add", "staged")
+    repo.write("back", "2")
+    repo.git("add", "back")
+    repo.write("back", "back" * 50)
+    (repo.path / "mode").chmod(0o755)
+    (repo.path / "kind").unlink()
+    (repo.path / "kind").symlink_to("mode")
+    shutil.rmtree(str(repo.path / "dir"))
+    repo.write("dir", "a file now")
+    repo.write("intended", "x")
+    repo.git("add", "--intent-to-add", "intended")
+    repo.write("untracked/a b", b"\0\1\2\xff")
+    repo.write("new\nline ä", "1\r\n2\n")
+    repo.write(os.fsdecode(b"no-utf-8-\xff"), "x")
+    repo.write('start\t"quoted"', "x")
+
+
+def test_snapshot_is_the_work_tree_and_its_patch_too(repo, snap, tmp_path, monkeypatch):
+    make_changes(repo)
+    record = snap()
+    sha, head = record["sha"], repo.git("rev-parse", "HEAD").strip()
+    assert record["snapshot"]["head"] == head
+    assert record["snapshot"]["complete"] is True
+    assert {"gone", "new", "untracked/a b", "intended"} <= set(record["snapshot"]["files"])
+    assert repo.git("rev-parse", sha + "^").strip() == head
+    assert repo.git("rev-parse", sha + "^{tree}") == tree_of(repo)
+    assert repo.git("rev-parse", "refs/meticulous/" + sha).strip() == sha
+    assert snap()["sha"] == sha
+    # The same from the patch, where neither the work tree nor the reference is.
+    monkeypatch.chdir(repo.path)
+    path = str(repo.path / "experiments")
+    patch = meticulous._prepare_repository(str(repo.path), path, lambda: None, True).patch
+    clone = tmp_path / "clone"
+    subprocess.check_call(["git", "clone", "-q", str(repo.path), str(clone)])
+    process = subprocess.Popen(["git", "apply", "--index"], cwd=str(clone), stdin=subprocess.PIPE)
+    process.communicate(patch)
+    assert process.returncode == 0
+    tree = subprocess.check_output(["git", "write-tree"], cwd=str(clone)).decode()
+    assert tree == repo.git("rev-parse", sha + "^{tree}")
+
+
+def test_snapshot_with_old_git(repo, snap, tmp_path):
+    make_changes(repo)
+    log = tmp_path / "log"
+    path = make_stand_in(tmp_path, OLD_GIT.replace("LOG", str(log)))
+    assert snap(env={"PATH": path})["sha"] == snap()["sha"]
+
+
+def test_edit_of_the_same_size_in_the_same_second(repo, snap):
+    repo.write("data", "1")
+    repo.commit()
+    os.utime(str(repo.path / "data"), (10**9, 10**9))
+    repo.git("update-index", "--refresh")
+    for number in range(5):
+        repo.write("data", "a")
+        repo.write("other", str(number))
+        repo.git("add", "data")
+        repo.write("data", "b")
+        assert repo.git("show", snap()["sha"] + ":data") == "b"
+
+
+def test_conflicts_in_the_index(repo, snap):
+    repo.write("data", "1\n")
+    repo.commit()
+    repo.git("checkout", "-q", "-b", "side")
+    repo.write("data", "2\n")
+    repo.commit()
+    repo.git("checkout", "-q", "-")
+    repo.write("data", "3\n")
+    repo.commit()
+    subprocess.call(["git", "merge", "-q", "side"], cwd=str(repo.path), stdout=subprocess.DEVNULL)
+    assert "<<<<" in repo.git("show", snap()["sha"] + ":data")
+
+
+@pytest.mark.parametrize("bit", ["--skip-worktree", "--assume-unchanged"])
+def test_hidden_changes_are_in_the_snapshot(repo, snap, bit):
+    for name in ("hidden", "sparse"):
+        repo.write(name, "1")
+    repo.commit()
+    repo.git("update-index", bit, "hidden", "sparse")
+    repo.write("hidden", "2")
+    (repo.path / "sparse").unlink()
+    repo.write("untracked", "")
+    sha = snap()["sha"]
+    assert repo.git("show", sha + ":hidden") == "2"
+    assert repo.git("show", sha + ":sparse") == "1"
+
+
+def test_large_untracked_files_are_left_out_by_name(repo, snap, monkeypatch):
+    repo.write("large", b"x" * (2**20 + 1))
+    repo.write("limit", b"x" * 2**20)
+    for number in range(20):
+        repo.write(f"z{number:02}", b"x" * 2**20)
+    snapshot = snap()["snapshot"]
+    assert snapshot["complete"] is False
+    assert sorted(snapshot["left-out"]) == ["large", "z19"]
+    assert len(snapshot["left-out"]["large"]) == 64
+    assert "limit" in snapshot["files"] and "z18" in snapshot["files"]
+
+
+def test_submodule_and_nested_repository_are_refused(repo, make_repo, snap, tmp_path):
+    other = make_repo(tmp_path / "other")
+    repo.git("-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(other.path), "module")
+    repo.commit()
+    repo.write("module/README", "2")
+    assert "module is a submodule" in snap(code=1)
+    repo.git("-C", "module", "checkout", "-q", "README")
+    make_repo(repo.path / "nested")
+    assert "nested/ is a submodule" in snap(code=1)
+
+
+def test_dirty_first_start_moves_nothing(repo, snap):
+    repo.git("rm", "-q", "--cached", ".gitignore")
+    (repo.path / ".gitignore").unlink()
+    repo.git("commit", "-qm", "Forget the line")
+    repo.write("untracked", "")
+    record = snap()
+    assert record["snapshot"]["files"] == ["untracked"]
+    assert SUBJECT not in repo.git("log", "--format=%s")
+    assert "experiments\n" in (repo.path / ".git" / "info" / "exclude").read_text()
+    assert snap()["sha"] == record["sha"]
+
+
+def test_settings_do_not_change_a_snapshot(repo, snap, tmp_path):
+    make_changes(repo)
+    sha = snap()["sha"]
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / ".gitconfig").write_text(
+        "[diff]\n noprefix = true\n external = false\n renames = copies\n[user]\n name = Other\n"
+        "[color]\n ui = always\n[status]\n showUntrackedFiles = no\n relativePaths = true\n"
+    )
+    others = {
+        "HOME": home,
+        "GIT_AUTHOR_NAME": "Ann",
+        "GIT_COMMITTER_DATE": "1234567890 +0100",
+        "TZ": "Asia/Tokyo",
+    }
+    assert snap(env=others)["sha"] == sha
+
+
+@pytest.mark.parametrize("step", range(9))
+def test_kill_at_every_step_of_a_snapshot_changes_nothing(repo, snap, step):
+    make_changes(repo)
+    before = state(repo)
+    child = os.fork()
+    if child == 0:
+        try:
+            os.chdir(str(repo.path))
+            die_at(step)
+            path = str(repo.path / "experiments")
+            meticulous._prepare_repository(str(repo.path), path, lambda: None, True)
+        finally:
+            os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    assert (status == signal.SIGKILL) == (step < 8), status
+    assert state(repo) == before
+    assert tree_of(repo) == repo.git("rev-parse", snap()["sha"] + "^{tree}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("has_line", [True, False])
+def test_64_dirty_starts_make_one_snapshot(repo, tmp_path, has_line):
+    if has_line:
+        repo.write(".gitignore", "experiments\n")
+        repo.commit()
+    repo.write("untracked", "1")
+    script = tmp_path / "snap.py"
+    script.write_text(textwrap.dedent(SNAP))
+    scripts = [repo.popen(None, name=str(script)) for _ in range(64)]
+    results = [script.result() for script in scripts]
+    assert [result for result in results if result.code] == []
+    assert len({json.loads(result.stdout)["sha"] for result in results}) == 1
