@@ -4023,12 +4023,11 @@ _STYLE = """
   --back: #fff; --bar: #f2f4f6; --line: #d9dce1; --quiet: #5b616b; --text: #1a1c20; --bad: #b3243f;
 }
 @media (prefers-color-scheme: dark) {
-  :root { --back: #15171c; --bar: #20242b; --line: #363b44; --quiet: #a3a9b3; --text: #e6e8eb; --bad: #ff8095 }
+  :root { --back: #15171c; --bar: #20242b; --line: #363b44; --quiet: #a3a9b3; }
+  :root { --text: #e6e8eb; --bad: #ff8095 }
 }
-body {
-  margin: 0 auto; padding: 1rem 1rem 3rem; max-width: 110rem;
-  background: var(--back); color: var(--text); font: 15px/1.5 system-ui, sans-serif;
-}
+body { margin: 0 auto; padding: 1rem 1rem 3rem; max-width: 110rem; font: 15px/1.5 system-ui, sans-serif }
+body { background: var(--back); color: var(--text) }
 h1 { margin: 0; font-size: 1.5rem; overflow-wrap: anywhere }
 h2 { margin: 2rem 0 .5rem; font-size: 1.15rem }
 h3 { margin: 1rem 0 .2rem; font-size: 1rem }
@@ -4038,7 +4037,8 @@ small, .quiet { color: var(--quiet); font-size: .85rem; font-weight: normal }
 .bad { color: var(--bad) }
 td, dd, li, pre, figcaption { unicode-bidi: isolate }
 :focus-visible { outline: 2px solid #1f77b4; outline-offset: 2px }
-.scroll { margin: 1rem 0; width: fit-content; max-width: 100%; overflow-x: auto; border: 1px solid var(--line) }
+.scroll { margin: 1rem 0; width: fit-content; max-width: 100%; overflow-x: auto }
+.scroll { border: 1px solid var(--line) }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .25rem .6rem; text-align: left; vertical-align: top; white-space: nowrap }
 tr { border-top: 1px solid var(--line) }
@@ -4088,9 +4088,11 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere }
 }
 """
 _DASHES = ("none", "7 3", "2 4", "9 4 2 4", "14 4", "4 4", "9 3 2 3 2 3", "1 3", "18 3 4 3", "5 2 1 2")
-_COLORS_OF_RUNS = "1f77b4 d1520f 0f8a5f c0399f 7a5fd0 a0702a 0a8fa3 d63a5a 6b8a1a 6a7280"
-for _number, (_color, _dash) in enumerate(zip(_COLORS_OF_RUNS.split(), _DASHES)):
-    _STYLE += f".c{_number} {{ stroke: #{_color}; stroke-dasharray: {_dash} }} .band.c{_number} {{ fill: #{_color} }}\n"
+_PALETTE = "1f77b4 d1520f 0f8a5f c0399f 7a5fd0 a0702a 0a8fa3 d63a5a 6b8a1a 6a7280"
+_STYLE += "\n".join(
+    f".c{number} {{ stroke: #{color}; stroke-dasharray: {dash} }} .band.c{number} {{ fill: #{color} }}"
+    for number, (color, dash) in enumerate(zip(_PALETTE.split(), _DASHES))
+)
 _SCRIPT = """
 "use strict";
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
@@ -4140,8 +4142,10 @@ all(".runs thead th").forEach((th, column) => {
 """
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'">
-<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="referrer" content="no-referrer">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; base-uri 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="referrer" content="no-referrer">
 <title>{}</title><style>{}</style></head><body><main>
 {}
 </main><p id="picked" role="status"></p><script>{}</script></body></html>
@@ -4161,7 +4165,7 @@ def _keep_drawable(values):
     """Return *values* with None in the place of what can't be drawn."""
     # Near the largest float, differences overflow. The fast way is nearly always taken; min() and max()
     # overlook a NaN, sum() doesn't.
-    if set(map(type, values)) <= {int, float} and -1e300 < min(values) <= max(values) < 1e300:
+    if values and set(map(type, values)) <= {int, float} and -1e300 < min(values) <= max(values) < 1e300:
         total = sum(values)
         if total == total:
             return values
@@ -4180,7 +4184,8 @@ def _read_curves(reader):
 
     rows, curves = getattr(reader, "metrics", []), {}
     steps = _keep_drawable([row.get("step") for row in rows])
-    steps = range(len(rows)) if None in steps else steps
+    if None in steps:
+        steps = list(range(len(rows)))
     for name in dict.fromkeys(chain.from_iterable(rows)):
         points = [(step, row[name]) for step, row in zip(steps, rows) if name in row]
         its_steps, values = zip(*points)
@@ -4239,20 +4244,6 @@ def _find_ticks(low, high, most, least=0):
     power = 10.0 ** floor(log10((high - low) / most))
     step = max(least, next(power * n for n in (1, 2, 5, 10, 20) if (high - low) / (power * n) <= most))
     return [n * step for n in range(floor(low / step), ceil(high / step) + 1)]
-
-
-def _find_y_ticks(low, high, is_log):
-    """Return round numbers or, if *is_log*, the logarithms of some."""
-    from math import ceil, floor, log10
-
-    if not is_log:
-        return _find_ticks(*_widen(low, high), most=5)
-    low, high = _widen(log10(low), log10(high))
-    if high - low > 2:
-        return _find_ticks(low, high, most=5, least=1)
-    marks = [n + log10(digit) for n in range(floor(low), ceil(high) + 1) for digit in (1, 2, 5)]
-    first, last = max(m for m in marks if m <= low), min(m for m in marks if m >= high)
-    return [mark for mark in marks if first <= mark <= last]
 
 
 def _name_tick(value):
@@ -4321,6 +4312,8 @@ def _draw_curves(series, lines, frame):
 
 def _draw_plot(name, series, is_banded, is_log):
     """Return a figure with the curve *name* of each of *series*, {label: [curves of a run, ...]}."""
+    from math import log10
+
     found = {label: [curves[name] for curves in runs if name in curves] for label, runs in series.items()}
     lines = {label: _choose_lines(curves, is_banded, is_log) for label, curves in found.items() if curves}
     curves = [curve for runs in found.values() for curve in runs]
@@ -4335,7 +4328,9 @@ def _draw_plot(name, series, is_banded, is_log):
     x_low, x_high = _widen(first, last)
     least = int(isinstance(first, int) and isinstance(last, int))
     x_ticks = [x for x in _find_ticks(x_low, x_high, 4, least) if x_low <= x <= x_high]
-    y_ticks = _find_y_ticks(min(map(min, filter(None, drawn))), max(map(max, filter(None, drawn))), is_log)
+    ends = [end for values in drawn if values for end in (min(values), max(values))]
+    low, high = _widen(*(map(log10, (min(ends), max(ends))) if is_log else (min(ends), max(ends))))
+    y_ticks = _find_ticks(low, high, 5, is_log)  # on a logarithmic scale, whole powers of ten
     left = 12 + 6.5 * max(len(_name_tick(10**y if is_log else y)) for y in y_ticks)
     width, height = _PLOT_WIDTH - left - 24, _PLOT_HEIGHT - 44
     frame = x_low, width / (x_high - x_low), y_ticks[-1], height / (y_ticks[-1] - y_ticks[0])
@@ -4367,7 +4362,11 @@ def _make_legend(series, links):
 
 def _make_cell(value, column):
     """Return the attributes and the content of a table's cell; data-value is what it is sorted by."""
-    text, kind, longest = _format_value(value, 5 if column.startswith(("summary.", "metrics.")) else 15), "", 60
+    text, kind, longest = (
+        _format_value(value, 5 if column.startswith(("summary.", "metrics.")) else 15),
+        "",
+        60,
+    )
     if column == "header.start_time":
         text = value[:16].replace("T", " ")
     elif column == "header.duration":
