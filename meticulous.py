@@ -4047,7 +4047,7 @@ thead th { vertical-align: bottom }
 thead small { display: block }
 tbody th { position: sticky; left: 0; background: var(--back) }
 .number:not(:first-child) { text-align: right }
-.message { min-width: 30rem; white-space: normal; overflow-wrap: anywhere }
+.message { width: max-content; max-width: 30rem; white-space: normal; overflow-wrap: anywhere }
 button { all: unset; cursor: pointer }
 button::after { content: " \\2195"; color: var(--quiet) }
 [aria-sort=ascending] button::after { content: " \\2191"; color: inherit }
@@ -4113,8 +4113,9 @@ function pick(run) {
 function find(event) {  // lines are thin: look around the pointer too
   const run = event.target.closest("[data-run]");
   if (run || !event.target.closest("figure")) return run;
-  for (const r of [2, 4, 7]) for (const [x, y] of [[0, r], [0, -r], [r, 0], [-r, 0]]) {
-    const near = document.elementFromPoint(event.clientX + x, event.clientY + y);
+  for (const r of [2, 4, 6]) for (let angle = 0; angle < 6.2; angle += 0.7854) {
+    const [x, y] = [event.clientX + r * Math.cos(angle), event.clientY + r * Math.sin(angle)];
+    const near = document.elementFromPoint(x, y);
     if (near && near.matches("[data-run]")) return near;
   }
 }
@@ -4362,20 +4363,15 @@ def _make_legend(series, links):
 
 def _make_cell(value, column):
     """Return the attributes and the content of a table's cell; data-value is what it is sorted by."""
-    text, kind, longest = (
-        _format_value(value, 5 if column.startswith(("summary.", "metrics.")) else 15),
-        "",
-        60,
-    )
+    if column == "header.status_message":
+        return "", f'<div class="message">{_escape(value, 300)}</div>'
+    text = _format_value(value, 5 if column.startswith(("summary.", "metrics.")) else 15)
     if column == "header.start_time":
         text = value[:16].replace("T", " ")
     elif column == "header.duration":
         text = _format_duration(value)
-    elif column == "header.status_message":
-        kind, longest = "message", 300
-    if _is_number(value):
-        return f' class="number" data-value="{value!r}"', text
-    return f' class="{"bad" if value in ("ERROR", "DEAD") else kind}"', _escape(text, longest)
+    attributes = f' class="number" data-value="{value!r}"' if _is_number(value) else ""
+    return ' class="bad"' if value in ("ERROR", "DEAD") else attributes, _escape(text, 60)
 
 
 def _make_table_row(row, columns, number, link):
