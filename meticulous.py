@@ -4014,7 +4014,6 @@ _MOST_STORIES, _MOST_PLOTS, _MOST_COLORS = 200, 50, 10
 _MOST_POINTS = 500  # of a curve: more than a plot has pixels
 _PLOT_WIDTH, _PLOT_HEIGHT = 360, 210
 _LONGEST_PATCH = 20000
-_TOLD_ELSEWHERE = ("attempts", "start-time", "end-time", "packages")
 _LAST_COLUMNS = ("header.start_time", "header.duration")  # what differs and the results are seen first
 _HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;"})
 _STYLE = """
@@ -4035,7 +4034,7 @@ p { margin: .3rem 0 }
 a { color: inherit }
 small, .quiet { color: var(--quiet); font-size: .85rem; font-weight: normal }
 .bad { color: var(--bad) }
-td, dd, li, pre, figcaption { unicode-bidi: isolate }
+td, li, pre, figcaption { unicode-bidi: isolate }
 :focus-visible { outline: 2px solid #1f77b4; outline-offset: 2px }
 .scroll { margin: 1rem 0; width: fit-content; max-width: 100%; overflow-x: auto }
 .scroll { border: 1px solid var(--line) }
@@ -4075,9 +4074,6 @@ path.on { stroke-width: 3.2; stroke-opacity: 1 }
 details { border-top: 1px solid var(--line) }
 summary { padding: .3rem 0; cursor: pointer; overflow-wrap: anywhere }
 details div { padding: 0 0 1rem 1rem; scroll-margin-top: 3rem }
-dl { display: grid; grid-template-columns: fit-content(40%) 1fr; gap: .1rem 1rem; margin: 0 }
-dt { color: var(--quiet); overflow-wrap: anywhere }
-dd { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere }
 pre { margin: 0; padding: .5rem; background: var(--bar); font-size: .85rem }
 pre { white-space: pre-wrap; overflow-wrap: anywhere }
 @media print {
@@ -4158,10 +4154,6 @@ def _escape(value, longest=2000):
     return _cut(_show_controls(str(value)), longest).translate(_HTML)
 
 
-def _escape_lines(text):
-    return "\n".join(_escape(line) for line in text.split("\n"))
-
-
 def _keep_drawable(values):
     """Return *values* with None in the place of what can't be drawn."""
     # Near the largest float, differences overflow. The fast way is nearly always taken; min() and max()
@@ -4194,13 +4186,6 @@ def _read_curves(reader):
         if name not in ("step", "time") and _select_drawable(values):
             curves[name] = its_steps, values
     return curves
-
-
-def _describe_curve(steps, values):
-    drawn = _select_drawable(values)
-    low, high = (f"{value:.5g} at step {steps[values.index(value)]}" for value in (min(drawn), max(drawn)))
-    last = "not finite" if values[-1] is None else f"{values[-1]:.5g}"
-    return f"last {last}, min {low}, max {high}"
 
 
 def _merge_curves(curves):
@@ -4399,47 +4384,29 @@ def _make_table(rows, columns, names, series, links):
     )
 
 
-def _list_parts(reader, row, curves):
-    """Yield the parts of a run's story: (title, {name: value}) or (title, [line, ...])."""
-    took = _format_duration(reader.duration) or "unknown"
-    status = f"{reader.status} {reader.status_message}".rstrip()
-    yield "Run", {"status": status, "start": reader.start_time, "took": took}
-    for title, group in (("Arguments", "args"), ("Results", "summary")):
-        pairs = {}
-        for column, value in row.items():
-            if column.startswith(group + "."):
-                is_marked = "default_" + column in row and _is_changed(row, column)
-                default = f"  (default {_format_value(row['default_' + column])})" if is_marked else ""
-                pairs[column[len(group) + 1 :]] = _format_value(value) + default
-        yield title, pairs
-    yield "Metrics", {name: _describe_curve(*curve) for name, curve in curves.items()}
-    yield "Attempts", dict(enumerate(map(_describe_attempt, _get_attempts(reader.metadata)), 1))
-    others = {name: _dump_cell(value).strip() for name, value in reader.metadata.items()}
-    yield "Record", {name: text for name, text in others.items() if text and name not in _TOLD_ELSEWHERE}
-    for name, lines in (("STATUS", 30), ("stdout", 10), ("stderr", 10)):
-        found = _read_tail(os.path.join(reader.curexpdir, name), lines)
-        # What carriage returns have left to be seen of a progress bar.
-        found = [line.rstrip("\r").rpartition("\r")[2] for line in found]
-        yield f"Last lines of {name}", found if name != "STATUS" or len(found) > 1 else []
+def _list_blocks(reader, row):
+    """Return the blocks of a run's story, lists of a title and lines: what `show` prints, and the patch."""
+    names = {"status": "STATUS", "stdout": "stdout", "stderr": "stderr"}
+    blocks: "List[List[str]]" = [[]]
+    texts = {key: _read_tail(os.path.join(reader.curexpdir, name), 20) for key, name in names.items()}
+    for line in _format_experiment(reader, row, texts):
+        if line:  # all that was recorded is indented or escaped, so that an empty line is always ours
+            blocks[-1].append(line)
+        else:
+            blocks.append([])
     try:
         patch = _read_bounded(os.path.join(reader.curexpdir, "snapshot.patch"))
-        more = ["..."] if len(patch) > _LONGEST_PATCH else []
-        yield "snapshot.patch", patch[:_LONGEST_PATCH].decode("utf-8", "replace").split("\n") + more
+        text = patch[:_LONGEST_PATCH].decode("utf-8", "replace")
+        blocks.append(["snapshot.patch", *text.split("\n"), *["..."] * (len(patch) > _LONGEST_PATCH)])
     except (OSError, ValueError):
         pass
-    yield "Could not be read", reader.problems
+    return [block for block in blocks if len(block) > 1]
 
 
-def _make_story(reader, row, curves):
-    parts = ""
-    for title, content in _list_parts(reader, row, curves):
-        if isinstance(content, dict):
-            pairs = [f"<dt>{_escape(name)}</dt><dd>{_escape_lines(v)}</dd>" for name, v in content.items()]
-            inside = f"<dl>{''.join(pairs)}</dl>"
-        else:
-            inside = f"<pre>\n{_escape_lines(chr(10).join(content))}</pre>"
-        parts += f"<h3>{title}</h3>{inside}\n" if content else ""
-    return parts
+def _make_story(blocks):
+    """Return a run's story as HTML."""
+    texts = ["\n".join(map(_escape, lines)) for _, *lines in blocks]
+    return "".join(f"<h3>{_escape(block[0])}</h3><pre>\n{text}</pre>" for block, text in zip(blocks, texts))
 
 
 def _make_page(title, body):
@@ -4485,14 +4452,14 @@ def _make_report(directory, rows, table, columns, over=(), is_log=False):
         series.setdefault(name, []).append(curves)
         links.setdefault(name, f"r{number}")
         title = f"{_escape(name_run(row), 120)} <small>{_escape(reader.status)}</small>"
-        story = _make_story(reader, row, curves)
+        story = _make_story(_list_blocks(reader, row))
         stories.append(f'<details><summary>{title}</summary><div id="r{number}">{story}</div></details>')
     series = {name: found for name, found in series.items() if any(found)}
     last = [column for column in _LAST_COLUMNS if column in columns]
     if len(last) == 2 and any(row.get("header.status_message") for row in table):
         last.append("header.status_message")
     columns = [column for column in columns if column not in last] + last
-    title = f"{len(runs)} runs in " + "/".join(os.path.abspath(directory).split(os.sep)[-2:])
+    title = f"{len(runs)} run{'s' * (len(runs) > 1)} in " + "/".join(os.path.abspath(directory).split(os.sep)[-2:])
     body, plots = _make_table(table, columns, names, series, links), _draw_plots(series, bool(over), is_log)
     if len(runs) > _MOST_STORIES:
         body = f"<p>Curves and stories are of the first {_MOST_STORIES} runs.</p>{body}"
@@ -4503,19 +4470,16 @@ def _make_report(directory, rows, table, columns, over=(), is_log=False):
 
 def _format_story(reader, extension):
     """Return the story of one run, as Markdown ("md") or HTML."""
-    row, curves, title = _read_row(reader), _read_curves(reader), f"Run {reader.expid}"
+    blocks, title = _list_blocks(reader, _read_row(reader)), f"Run {reader.expid}"
     if extension == "html":
-        plots = _draw_plots({title: [curves]}, is_banded=False, is_log=False)
-        return _make_page(title, plots + _make_story(reader, row, curves))
-    text = f"# {_show_controls(title)}\n"
-    for title, content in _list_parts(reader, row, curves):
-        if isinstance(content, dict) and content:
-            pairs = [{"name": str(name), "value": value} for name, value in content.items()]
-            text += f"\n## {title}\n\n" + _format_markdown(pairs, ["name", "value"])
-        elif content:
-            lines = "\n".join(map(_show_controls, content))
-            fence = "`" * (2 + max(map(len, re.findall("`+", lines)), default=1))
-            text += f"\n## {title}\n\n{fence}\n{lines}\n{fence}\n"
+        plots = _draw_plots({title: [_read_curves(reader)]}, is_banded=False, is_log=False)
+        return _make_page(title, plots + _make_story(blocks))
+    text = ""
+    for name, *lines in [["# " + title], *blocks]:
+        name = re.sub(r"[\\`*_\[\]<>&]", r"\\\g<0>", _show_controls(name))
+        inside = "\n".join(map(_show_controls, lines))
+        fence = "`" * (2 + max(map(len, re.findall("`+", inside)), default=1))  # longer than any inside
+        text += f"## {name}\n\n{fence}\n{inside}\n{fence}\n\n" if lines else f"{name}\n\n"
     return text
 
 

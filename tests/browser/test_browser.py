@@ -18,7 +18,7 @@ pytestmark = pytest.mark.browser
 FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
     --disable-component-update --disable-sync --hide-scrollbars"""
 # Of the README's picture, in pixels.
-SIZE = (1000, 760)
+SIZE = (1000, 790)
 
 
 @pytest.fixture(scope="module")
