@@ -4207,8 +4207,8 @@ def _thin(values):
     for start in range(0, len(values), size):
         bucket = values[start : start + size]
         if None in bucket:
-            drawn = [value for value in bucket if value is not None]
-            chosen = {None, *([min(drawn), max(drawn)] if drawn else [])}
+            drawn = _select_drawable(bucket)
+            chosen = {None, min(drawn, default=None), max(drawn, default=None)}
             positions += sorted(start + bucket.index(value) for value in chosen)
         else:
             low, high = bucket.index(min(bucket)), bucket.index(max(bucket))
@@ -4232,9 +4232,10 @@ def _find_ticks(low, high, most, least=0):
     return [n * step for n in range(floor(low / step), ceil(high / step) + 1)]
 
 
-def _name_tick(value):
-    text = "%.12g" % value
-    return text if len(text) < 7 else min(text, re.sub(r"\.?0*e\+?(-?)0*", r"e\1", "%.9e" % value), key=len)
+def _name_tick(tick, is_log=False):
+    if is_log and abs(tick) > 4:
+        return f"1e{tick:.0f}"  # which may be larger than any float
+    return _format_value(10.0**tick if is_log else tick, 12)
 
 
 def _draw_path(points, frame):
@@ -4275,7 +4276,7 @@ def _draw_axes(frame, width, height, x_ticks, y_ticks, is_log):
     for tick in y_ticks:
         y = (top - tick) * y_scale
         yield f'<path class="grid" d="M0 {y:.1f}H{width:.1f}"/>'
-        text = _name_tick(10**tick if is_log else tick)
+        text = _name_tick(tick, is_log)
         yield f'<text x="-6" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
     for tick in x_ticks:
         x = (tick - left) * x_scale
@@ -4310,14 +4311,15 @@ def _draw_plot(name, series, is_banded, is_log):
     caption = f"<figcaption>{_escape(name, 200)} <small>{'; '.join(notes)}</small></figcaption>"
     if not any(drawn):
         return f"<figure>{caption}</figure>"
-    first, last = min(min(steps) for steps, _ in curves), max(max(steps) for steps, _ in curves)
+    first, last = (choose(choose(steps) for steps, _ in curves) for choose in (min, max))
     x_low, x_high = _widen(first, last)
     least = int(isinstance(first, int) and isinstance(last, int))
     x_ticks = [x for x in _find_ticks(x_low, x_high, 4, least) if x_low <= x <= x_high]
     ends = [end for values in drawn if values for end in (min(values), max(values))]
-    low, high = _widen(*(map(log10, (min(ends), max(ends))) if is_log else (min(ends), max(ends))))
-    y_ticks = _find_ticks(low, high, 5, is_log)  # on a logarithmic scale, whole powers of ten
-    left = 12 + 6.5 * max(len(_name_tick(10**y if is_log else y)) for y in y_ticks)
+    ends = [log10(end) for end in ends] if is_log else ends
+    low, high = _widen(min(ends), max(ends))
+    y_ticks = _find_ticks(low, high, 5, is_log)  # if is_log, whole powers of ten
+    left = 12 + 6.5 * max(len(_name_tick(y, is_log)) for y in y_ticks)
     width, height = _PLOT_WIDTH - left - 24, _PLOT_HEIGHT - 44
     frame = x_low, width / (x_high - x_low), y_ticks[-1], height / (y_ticks[-1] - y_ticks[0])
     axes = "".join(_draw_axes(frame, width, height, x_ticks, y_ticks, is_log))
@@ -4459,7 +4461,9 @@ def _make_report(directory, rows, table, columns, over=(), is_log=False):
     if len(last) == 2 and any(row.get("header.status_message") for row in table):
         last.append("header.status_message")
     columns = [column for column in columns if column not in last] + last
-    title = f"{len(runs)} run{'s' * (len(runs) > 1)} in " + "/".join(os.path.abspath(directory).split(os.sep)[-2:])
+    title = f"{len(runs)} run{'s' * (len(runs) > 1)} in " + "/".join(
+        os.path.abspath(directory).split(os.sep)[-2:]
+    )
     body, plots = _make_table(table, columns, names, series, links), _draw_plots(series, bool(over), is_log)
     if len(runs) > _MOST_STORIES:
         body = f"<p>Curves and stories are of the first {_MOST_STORIES} runs.</p>{body}"
@@ -4579,7 +4583,7 @@ def _diff(words):
 
 
 def _parse_listing(words, name=""):
-    commands = "".join(f"  {name:6}{help}\n" for name, (_, help) in _COMMANDS.items() if name)
+    commands = "".join(f"  {name:7}{help}\n" for name, (_, help) in _COMMANDS.items() if name)
     parser = _make_parser(
         name,
         f"commands (meticulous COMMAND --help tells more):\n{commands}\n"
@@ -4603,7 +4607,14 @@ def _parse_listing(words, name=""):
     add("--version", action="store_true", help="print the version, and git's hash of this very file")
     # fmt: on
     if name == "report":
-        add("-o", "--output", metavar="FILE", default="report.html", help="default: report.html")
+        add(
+            "-o",
+            "--output",
+            metavar="FILE",
+            default="report.html",
+            help="default: report.html; it has curves and stories "
+            f"of {_MOST_STORIES} runs at most, {_MOST_PLOTS} metrics, {_MOST_POINTS} points a curve",
+        )
         add("--log", action="store_true", help="draw curves on a logarithmic scale")
     options = parser.parse_args(words)
     if options.export and _find_ending(options.export) not in _FORMATS:

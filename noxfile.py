@@ -105,7 +105,7 @@ def kills(session):
 
 @nox.session(default=False)
 def browser(session):
-    """Test the report in Chromium, from Debian's packages (as root if missing), and redo its picture."""
+    """Test the report in Chromium, from Debian's packages (`-- --write`: redo the README's picture)."""
     if not shutil.which("chromedriver"):
         session.run("apt-get", "update", "-q", external=True)
         packages = ("chromium", "chromium-driver", "fonts-dejavu-core")
@@ -114,5 +114,7 @@ def browser(session):
     folder = session.create_tmp()
     session.run("npm", "install", "--silent", "--prefix", folder, "axe-core@4", external=True)
     session.env["AXE"] = str(Path(folder).resolve() / "node_modules" / "axe-core" / "axe.min.js")
-    session.env["PICTURE"] = "tests/example/report.png"
-    session.run("python", "-m", "pytest", "-m", "browser", "tests/browser", *session.posargs)
+    options = [option for option in session.posargs if option != "--write"]
+    if len(options) < len(session.posargs):
+        session.env["PICTURE"] = "tests/example/report.png"
+    session.run("python", "-m", "pytest", "-m", "browser", "tests/browser", *options)
