@@ -4076,6 +4076,11 @@ summary { padding: .3rem 0; cursor: pointer; overflow-wrap: anywhere }
 details div { padding: 0 0 1rem 1rem; scroll-margin-top: 3rem }
 pre { margin: 0; padding: .5rem; background: var(--bar); font-size: .85rem }
 pre { white-space: pre-wrap; overflow-wrap: anywhere }
+@media (max-width: 40rem) {
+  table { font-size: .85rem }
+  th, td { padding: .2rem .35rem }
+  th svg.key { width: 16px }
+}
 @media print {
   body { font-size: 10px }
   .scroll { border: 0 }
@@ -4448,8 +4453,9 @@ def _make_report(directory, rows, table, columns, over=(), is_log=False):
     series: "Dict[str, List[Any]]" = {name: [] for name in names}
     stories = []
     for number, row in enumerate(runs[:_MOST_STORIES]):
-        name = name_row(row)
-        reader = experiments[row["header.expid"]]
+        if row["header.expid"] not in experiments:
+            continue  # deleted since the rows were read
+        name, reader = name_row(row), experiments[row["header.expid"]]
         curves = _read_curves(reader)
         series.setdefault(name, []).append(curves)
         links.setdefault(name, f"r{number}")
