@@ -4082,9 +4082,13 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere }
   th svg.key { width: 16px }
 }
 @media print {
-  body { font-size: 10px }
+  :root { font-size: 9px }
+  body { font-size: 1rem }
+  th svg.key { width: 16px }
   .scroll { border: 0 }
-  th, td { padding: 0 .3rem; white-space: normal }
+  th, td { padding: 0 .5rem; white-space: normal }
+  .message { width: auto }
+  .plots { grid-template-columns: 1fr 1fr }
   #picked { display: none }
 }
 """
