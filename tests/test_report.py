@@ -212,7 +212,7 @@ def test_seeds_of_one_setting_are_a_band(directory):
     for number, (lr, seed) in enumerate([(0.1, 0), (0.1, 1), (0.2, 0), (0.2, 1)], 1):
         folder = write_experiment(directory, number, {"lr": lr, "seed": seed})
         write_metrics(folder, make_losses(10, factor=lr + seed))
-    rows, _ = meticulous._load_rows(str(directory), meticulous._GROUPS, 0)
+    rows = meticulous.Experiments(experiments_directory=str(directory)).rows()
     table = [{"args.lr": 0.1, "summary.loss": "0.5 \u00b1 0 (2)"}, {"args.lr": 0.2, "summary.loss": "0.5"}]
     html = meticulous._make_report(str(directory), rows, table, ["args.lr", "summary.loss"], ["args.seed"])
     page = Page(html)
