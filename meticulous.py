@@ -59,6 +59,7 @@ order of its data; each chapter uses only names from the chapters above it:
         Tables               format rows as CSV, JSON, Markdown, LaTeX and text
     IV Use
         Run                  record any command
+        Report               write experiments as one HTML page
         Command line         list, show and compare experiments
 """
 
@@ -3628,6 +3629,16 @@ class ExperimentReader:
         epoch = _get_seconds(self.attempts[0], "start-epoch") or _parse_time(self.start_time)
         return epoch or 0, self.start_time, self.expid
 
+    @_lazy
+    def metrics(self) -> "List[Dict[str, Any]]":
+        import json
+
+        try:
+            with open(self.curexpdir + "/metrics.jsonl", encoding="utf-8") as file:
+                return json.loads("[" + ",".join(file.read().splitlines()) + "]")
+        except (OSError, ValueError):
+            return []
+
     def open(self, file: "Any", mode: str = "r", *args: "Any", **kwargs: "Any") -> "IO[Any]":
         """Open *file* like the builtin open(), relative paths inside the experiment's folder."""
         import builtins
@@ -4724,6 +4735,496 @@ def _run(words):
     return _record_command(command, own)
 
 
+# === Report ===================================================================
+# Write one HTML page that loads nothing: a table, curves as SVG, and the story of each run.
+
+# The most stories and curves of runs, the most plots, and the most runs that have a color.
+_MOST_STORIES, _MOST_PLOTS, _MOST_COLORS = 200, 50, 10
+_MOST_POINTS = 500  # of a curve: more than a plot has pixels
+_PLOT_WIDTH, _PLOT_HEIGHT = 360, 210
+_LONGEST_PATCH = 20000
+_LAST_COLUMNS = ("header.start_time", "header.duration")  # what differs and the results are seen first
+_HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;"})
+_STYLE = """
+:root {
+  color-scheme: light dark;
+  --back: #fff; --bar: #f2f4f6; --line: #d9dce1; --quiet: #5b616b; --text: #1a1c20; --bad: #b3243f;
+}
+@media (prefers-color-scheme: dark) {
+  :root { --back: #15171c; --bar: #20242b; --line: #363b44; --quiet: #a3a9b3; }
+  :root { --text: #e6e8eb; --bad: #ff8095 }
+}
+body { margin: 0 auto; padding: 1rem 1rem 3rem; max-width: 110rem; font: 15px/1.5 system-ui, sans-serif }
+body { background: var(--back); color: var(--text) }
+h1 { margin: 0; font-size: 1.5rem; overflow-wrap: anywhere }
+h2 { margin: 2rem 0 .5rem; font-size: 1.15rem }
+h3 { margin: 1rem 0 .2rem; font-size: 1rem }
+p { margin: .3rem 0 }
+a { color: inherit }
+small, .quiet { color: var(--quiet); font-size: .85rem; font-weight: normal }
+.bad { color: var(--bad) }
+td, li, pre, figcaption { unicode-bidi: isolate }
+:focus-visible { outline: 2px solid #1f77b4; outline-offset: 2px }
+.scroll { margin: 1rem 0; width: fit-content; max-width: 100%; overflow-x: auto }
+.scroll { border: 1px solid var(--line) }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+th, td { padding: .25rem .6rem; text-align: left; vertical-align: top; white-space: nowrap }
+tr { border-top: 1px solid var(--line) }
+thead { background: var(--bar) }
+thead th { vertical-align: bottom }
+thead small { display: block }
+tbody th { position: sticky; left: 0; background: var(--back) }
+.number:not(:first-child) { text-align: right }
+.message { width: max-content; max-width: 30rem; white-space: normal; overflow-wrap: anywhere }
+button { all: unset; cursor: pointer }
+button::after { content: " \\2195"; color: var(--quiet) }
+[aria-sort=ascending] button::after { content: " \\2191"; color: inherit }
+[aria-sort=descending] button::after { content: " \\2193"; color: inherit }
+tr.on > *, li.on { background: var(--bar) }
+.legend { display: flex; flex-wrap: wrap; gap: .1rem 1.2rem; padding: 0; list-style: none }
+.legend a { overflow-wrap: anywhere; text-decoration: none }
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1rem }
+figure { margin: 0; min-width: 0; break-inside: avoid }
+figcaption { font-weight: 600; overflow-wrap: anywhere }
+svg { display: block; width: 100%; height: auto }
+svg.key { display: inline; width: 30px; height: 10px }
+text { font: 11px system-ui, sans-serif; fill: var(--quiet) }
+path { fill: none; stroke: #888; stroke-width: 1.6; stroke-linecap: round; stroke-linejoin: round }
+path { vector-effect: non-scaling-stroke }
+.grid { stroke: var(--line); stroke-width: 1 }
+path.band { fill-opacity: .25; stroke: none }
+.grey { stroke-opacity: .45 }
+.grey.band { fill: #888 }
+.picking figure [data-run]:not(.on) { stroke-opacity: .2; fill-opacity: .05 }
+path.on { stroke-width: 3.2; stroke-opacity: 1 }
+#picked { position: fixed; bottom: 0; left: 0; margin: 0; padding: .3rem 1rem }
+#picked { background: var(--text); color: var(--back) }
+#picked:empty { display: none }
+details { border-top: 1px solid var(--line) }
+summary { padding: .3rem 0; cursor: pointer; overflow-wrap: anywhere }
+details div { padding: 0 0 1rem 1rem; scroll-margin-top: 3rem }
+pre { margin: 0; padding: .5rem; background: var(--bar); font-size: .85rem }
+pre { white-space: pre-wrap; overflow-wrap: anywhere }
+@media (max-width: 40rem) {
+  table { font-size: .85rem }
+  th, td { padding: .2rem .35rem }
+  th svg.key { width: 16px }
+}
+@media print {
+  :root { font-size: 9px }
+  body { font-size: 1rem }
+  th svg.key { width: 16px }
+  .scroll { border: 0 }
+  th, td { padding: 0 .5rem; white-space: normal }
+  .message { width: auto }
+  .plots { grid-template-columns: 1fr 1fr }
+  #picked { display: none }
+}
+"""
+_DASHES = ("none", "7 3", "2 4", "9 4 2 4", "14 4", "4 4", "9 3 2 3 2 3", "1 3", "18 3 4 3", "5 2 1 2")
+_PALETTE = "1f77b4 d1520f 0f8a5f c0399f 7a5fd0 a0702a 0a8fa3 d63a5a 6b8a1a 6a7280"
+_STYLE += "\n".join(
+    f".c{number} {{ stroke: #{color}; stroke-dasharray: {dash} }} .band.c{number} {{ fill: #{color} }}"
+    for number, (color, dash) in enumerate(zip(_PALETTE.split(), _DASHES))
+)
+_SCRIPT = """
+"use strict";
+const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+let picked;
+function pick(run) {
+  if (run === picked) return;
+  picked = run;
+  all(".on").forEach(element => element.classList.remove("on"));
+  const found = run === undefined ? [] : all(`[data-run="${run}"]`);
+  for (const element of found) {
+    element.classList.add("on");
+    if (element.matches("figure path")) element.parentNode.append(element);  // the last is in front
+  }
+  document.body.classList.toggle("picking", found.length > 0);
+  const title = found.map(element => element.querySelector("title")).find(Boolean);
+  document.getElementById("picked").textContent = title ? title.textContent : "";
+}
+function find(event) {  // lines are thin: look around the pointer too
+  const run = event.target.closest("[data-run]");
+  if (run || !event.target.closest("figure")) return run;
+  for (const r of [2, 4, 6]) for (let angle = 0; angle < 6.2; angle += 0.7854) {
+    const [x, y] = [event.clientX + r * Math.cos(angle), event.clientY + r * Math.sin(angle)];
+    const near = document.elementFromPoint(x, y);
+    if (near && near.matches("[data-run]")) return near;
+  }
+}
+const follow = event => pick(find(event)?.dataset.run);
+document.addEventListener("pointermove", follow);
+document.addEventListener("focusin", follow);
+document.addEventListener("keydown", event => { if (event.key === "Escape") pick(); });
+all(".runs thead th").forEach((th, column) => {
+  const button = document.createElement("button");
+  button.append(...th.childNodes);
+  th.append(button);
+  th.setAttribute("aria-sort", "none");
+  button.addEventListener("click", () => {
+    const sign = th.getAttribute("aria-sort") === "ascending" ? -1 : 1;
+    all(".runs thead th").forEach(other => other.setAttribute("aria-sort", "none"));
+    th.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
+    const rows = all(".runs tbody tr").map(row => {  // numbers, then strings; what is missing is last
+      const text = row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
+      return { row, text, kind: text === "" ? 2 : isNaN(text) ? 1 : 0 };
+    });
+    rows.sort((a, b) => a.kind - b.kind || sign * (a.kind ? a.text.localeCompare(b.text) : a.text - b.text));
+    document.querySelector(".runs tbody").append(...rows.map(item => item.row));
+  });
+});
+"""
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; base-uri 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="referrer" content="no-referrer">
+<title>{}</title><style>{}</style></head><body><main>
+{}
+</main><p id="picked" role="status"></p><script>{}</script></body></html>
+"""
+
+
+def _escape(value, longest=2000):
+    """Return *value* as HTML: markup escaped, control and bidi characters made visible."""
+    return _cut(_show_controls(str(value)), longest).translate(_HTML)
+
+
+def _keep_drawable(values):
+    """Return *values* with None in the place of what can't be drawn."""
+    # Near the largest float, differences overflow. The fast way is nearly always taken; min() and max()
+    # overlook a NaN, sum() doesn't.
+    if values and set(map(type, values)) <= {int, float} and -1e300 < min(values) <= max(values) < 1e300:
+        total = sum(values)
+        if total == total:
+            return values
+    return [value if _is_number(value) and abs(value) < 1e300 else None for value in values]
+
+
+def _select_drawable(values, is_log=False):
+    if not is_log and None not in values:
+        return values
+    return [value for value in values if value is not None and (value > 0 or not is_log)]
+
+
+def _read_curves(reader):
+    """Return {name: (steps, values)} of the metrics of a run; a value that can't be drawn is None."""
+    from itertools import chain
+
+    rows, curves = getattr(reader, "metrics", []), {}
+    steps = _keep_drawable([row.get("step") for row in rows])
+    if None in steps:
+        steps = list(range(len(rows)))
+    for name in dict.fromkeys(chain.from_iterable(rows)):
+        points = [(step, row[name]) for step, row in zip(steps, rows) if name in row]
+        its_steps, values = zip(*points)
+        values = _keep_drawable(values)
+        if name not in ("step", "time") and _select_drawable(values):
+            curves[name] = its_steps, values
+    return curves
+
+
+def _merge_curves(curves):
+    """Return the steps of several runs' curves, and at each the mean, the minimum and the maximum."""
+    by_step: "Dict[float, List[float]]" = {}
+    for steps, values in curves:
+        for step, value in zip(steps, values):
+            if value is not None:
+                by_step.setdefault(step, []).append(value)
+    groups = [by_step[step] for step in sorted(by_step)]
+    return sorted(by_step), [sum(g) / len(g) for g in groups], list(map(min, groups)), list(map(max, groups))
+
+
+def _thin(values):
+    """Return the positions to draw: of each bucket the extremes and the first gap, and both ends."""
+    if len(values) <= _MOST_POINTS:
+        return range(len(values))
+    positions, size = [0], -(-len(values) // (_MOST_POINTS // 2 - 1))
+    for start in range(0, len(values), size):
+        bucket = values[start : start + size]
+        if None in bucket:
+            drawn = _select_drawable(bucket)
+            chosen = {None, min(drawn, default=None), max(drawn, default=None)}
+            positions += sorted(start + bucket.index(value) for value in chosen)
+        else:
+            low, high = bucket.index(min(bucket)), bucket.index(max(bucket))
+            positions += (start + low, start + high) if low < high else (start + high, start + low)
+    return positions + [len(values) - 1]
+
+
+def _widen(low, high):
+    """Return *low* and *high*, made to differ."""
+    is_one = high - low <= max(abs(low), abs(high), 1e-280) * 1e-9
+    pad = (abs(low) / 10 or 1) if is_one else 0
+    return low - pad, high + pad
+
+
+def _find_ticks(low, high, most, least=0):
+    """Return round numbers that reach from *low* to *high*, about *most*, at least *least* apart."""
+    from math import ceil, floor, log10
+
+    power = 10.0 ** floor(log10((high - low) / most))
+    step = max(least, next(power * n for n in (1, 2, 5, 10, 20) if (high - low) / (power * n) <= most))
+    return [n * step for n in range(floor(low / step), ceil(high / step) + 1)]
+
+
+def _name_tick(tick, is_log=False):
+    if is_log and abs(tick) > 4:
+        return f"1e{tick:.0f}"  # which may be larger than any float
+    return _format_value(10.0**tick if is_log else tick, 12)
+
+
+def _draw_path(points, frame):
+    """Return the data of an SVG path, in tenths of a pixel; it begins anew after a gap."""
+    left, x_scale, top, y_scale = frame
+    x_scale, y_scale, before, commands = 10 * x_scale, 10 * y_scale, None, []
+    for _, y in points:
+        if y is not None:
+            # h0 makes a dot of a single point.
+            commands.append("M%d %dh0" if before is None else "L%d %d")
+        before = y
+    numbers = [n for x, y in points if y is not None for n in ((x - left) * x_scale, (top - y) * y_scale)]
+    return "".join(commands) % tuple(numbers)
+
+
+def _draw_line(number, data, kind="", title=""):
+    color = f"c{number}" if number < _MOST_COLORS else "grey"
+    return f'<path class="{color} {kind}" data-run="{number}" d="{data}">{title}</path>'
+
+
+def _draw_key(number):
+    return f'<svg class="key" aria-hidden="true">{_draw_line(number, "M1 5H29")}</svg> '
+
+
+def _choose_lines(found, is_banded, is_log):
+    """Return lists of points: a curve or, of several runs, their mean and both edges of their band."""
+    from math import log10
+
+    steps, *lines = _merge_curves(found) if is_banded else found[0]
+    if is_log:
+        lines = [[None if y is None or y <= 0 else log10(y) for y in line] for line in lines]
+    return [[(steps[n], line[n]) for n in _thin(line)] for line in lines]
+
+
+def _draw_axes(frame, width, height, x_ticks, y_ticks, is_log):
+    """Yield the axes: lines at the ticks, and their numbers; *frame* is what _draw_path() takes."""
+    left, x_scale, top, y_scale = frame
+    for tick in y_ticks:
+        y = (top - tick) * y_scale
+        yield f'<path class="grid" d="M0 {y:.1f}H{width:.1f}"/>'
+        text = _name_tick(tick, is_log)
+        yield f'<text x="-6" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
+    for tick in x_ticks:
+        x = (tick - left) * x_scale
+        yield f'<path class="grid" d="M{x:.1f} {height}v4"/>'
+        yield f'<text x="{x:.1f}" y="{height + 16}" text-anchor="middle">{_name_tick(tick)}</text>'
+    yield f'<text x="{width / 2:.1f}" y="{height + 31}" text-anchor="middle">step</text>'
+
+
+def _draw_curves(series, lines, frame):
+    """Yield the paths of *lines*, {label: [points, ...]}; those in color in front of the grey."""
+    for number, label in reversed(list(enumerate(series))):
+        if label in lines:
+            curve, *edges = lines[label]
+            title = f"<title>{_escape(label)}</title>"
+            if edges:
+                low, high = ([point for point in edge if point[1] is not None] for edge in edges)
+                yield _draw_line(number, _draw_path(high + low[::-1], frame), "band", title)
+            yield _draw_line(number, _draw_path(curve, frame), "", title)
+
+
+def _draw_plot(name, series, is_banded, is_log):
+    """Return a figure with the curve *name* of each of *series*, {label: [curves of a run, ...]}."""
+    from math import log10
+
+    found = {label: [curves[name] for curves in runs if name in curves] for label, runs in series.items()}
+    lines = {label: _choose_lines(curves, is_banded, is_log) for label, curves in found.items() if curves}
+    curves = [curve for runs in found.values() for curve in runs]
+    drawn = [_select_drawable(values, is_log) for _, values in curves]
+    gaps = sum(len(values) for _, values in curves) - sum(map(len, drawn))
+    notes = ["log scale"] * is_log + ["mean; band: minimum to maximum"] * is_banded
+    notes += [f"{gaps} values not {'positive' if is_log else 'finite'}: left out"] * (gaps > 0)
+    caption = f"<figcaption>{_escape(name, 200)} <small>{'; '.join(notes)}</small></figcaption>"
+    if not any(drawn):
+        return f"<figure>{caption}</figure>"
+    first, last = (choose(choose(steps) for steps, _ in curves) for choose in (min, max))
+    x_low, x_high = _widen(first, last)
+    least = int(isinstance(first, int) and isinstance(last, int))
+    x_ticks = [x for x in _find_ticks(x_low, x_high, 4, least) if x_low <= x <= x_high]
+    ends = [end for values in drawn if values for end in (min(values), max(values))]
+    ends = [log10(end) for end in ends] if is_log else ends
+    low, high = _widen(min(ends), max(ends))
+    y_ticks = _find_ticks(low, high, 5, is_log)  # if is_log, whole powers of ten
+    left = 12 + 6.5 * max(len(_name_tick(y, is_log)) for y in y_ticks)
+    width, height = _PLOT_WIDTH - left - 24, _PLOT_HEIGHT - 44
+    frame = x_low, width / (x_high - x_low), y_ticks[-1], height / (y_ticks[-1] - y_ticks[0])
+    axes = "".join(_draw_axes(frame, width, height, x_ticks, y_ticks, is_log))
+    return (
+        f'<figure>{caption}<svg viewBox="0 0 {_PLOT_WIDTH} {_PLOT_HEIGHT}" role="img" '
+        f'aria-label="{_escape(name, 200)} over steps, {len(lines)} curves">'
+        f'<g transform="translate({left:.1f} 8)">{axes}<g transform="scale(.1)">'
+        f"{''.join(_draw_curves(series, lines, frame))}</g></g></svg></figure>"
+    )
+
+
+def _draw_plots(series, is_banded, is_log):
+    """Return the plots of all metrics of *series*; '' if there are none."""
+    names = list(dict.fromkeys(name for runs in series.values() for curves in runs for name in curves))
+    figures = [_draw_plot(name, series, is_banded, is_log) for name in names[:_MOST_PLOTS]]
+    more = f"<p>{len(names) - _MOST_PLOTS} more metrics are not drawn.</p>" if names[_MOST_PLOTS:] else ""
+    return f'<div class="plots">{"".join(figures)}</div>{more}' if names else ""
+
+
+def _make_legend(series, links):
+    items = "".join(
+        f'<li data-run="{number}"><a href="#{links[label]}">{_draw_key(number)}{_escape(label, 80)}</a></li>'
+        for number, label in enumerate(list(series)[:_MOST_COLORS])
+    )
+    others = len(series) - _MOST_COLORS
+    return f'<ul class="legend">{items}' + (f"<li>{others} more in grey</li>" if others > 0 else "") + "</ul>"
+
+
+def _make_cell(value, column):
+    """Return the attributes and the content of a table's cell; data-value is what it is sorted by."""
+    if column == "header.status_message":
+        return "", f'<div class="message">{_escape(value, 300)}</div>'
+    text = _format_value(value, 5 if column.startswith(("summary.", "metrics.")) else 15)
+    if column == "header.start_time":
+        text = value[:16].replace("T", " ")
+    elif column == "header.duration":
+        text = _format_duration(value)
+    attributes = f' class="number" data-value="{value!r}"' if _is_number(value) else ""
+    return ' class="bad"' if value in ("ERROR", "DEAD") else attributes, _escape(text, 60)
+
+
+def _make_table_row(row, columns, number, link):
+    """Return a row of the table, with the *number* of its curves (or None) and a *link* to its story."""
+    (first, text), *others = (_make_cell(row.get(column), column) for column in columns)
+    text = f'<a href="#{link}">{text}</a>' if link else text
+    run, key = ("", "") if number is None else (f' data-run="{number}"', _draw_key(number))
+    cells = "".join(f"<td{attributes}>{content}</td>" for attributes, content in others)
+    return f'<tr{run}><th scope="row"{first}>{key}{text}</th>{cells}</tr>\n'
+
+
+def _make_table(rows, columns, names, series, links):
+    """Return the table of *rows*, which *names* connect with their curves and stories."""
+    head = ""
+    for column in columns:
+        group, title = _split_title(column, False)
+        title = title.replace("status_message", "message")
+        kind = "number" if any(_is_number(row.get(column)) for row in rows) else ""
+        head += f'<th scope="col" class="{kind}"><small>{_escape(group)}</small> {_escape(title, 60)}</th>'
+    numbers = {name: number for number, name in enumerate(series)}
+    body = [_make_table_row(row, columns, numbers.get(n), links.get(n)) for row, n in zip(rows, names)]
+    return (
+        '<div class="scroll" tabindex="0" role="region" aria-label="Table of the runs"><table class="runs">'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _list_blocks(reader, row):
+    """Return the blocks of a run's story, lists of a title and lines: what `show` prints, and the patch."""
+    blocks: "List[List[str]]" = [[]]
+    texts = {name.lower(): reader.read_lines(name)[-20:] for name in ("STATUS", "stdout", "stderr")}
+    for line in _format_experiment(reader, row, texts):
+        if line:  # all that was recorded is indented or escaped, so that an empty line is always ours
+            blocks[-1].append(line)
+        else:
+            blocks.append([])
+    try:
+        patch = _read_file(os.path.join(reader.curexpdir, "snapshot.patch"))
+        text = patch[:_LONGEST_PATCH].decode("utf-8", "replace")
+        blocks.append(["snapshot.patch", *text.split("\n"), *["..."] * (len(patch) > _LONGEST_PATCH)])
+    except (OSError, ValueError):
+        pass
+    return [block for block in blocks if len(block) > 1]
+
+
+def _make_story(blocks):
+    """Return a run's story as HTML."""
+    texts = ["\n".join(map(_escape, lines)) for _, *lines in blocks]
+    return "".join(f"<h3>{_escape(block[0])}</h3><pre>\n{text}</pre>" for block, text in zip(blocks, texts))
+
+
+def _make_page(title, body):
+    """Return an HTML page that may load nothing and run only our own script."""
+    from base64 import b64encode
+    from hashlib import sha256
+
+    hashes = (b64encode(sha256(text.encode()).digest()).decode() for text in (_STYLE, _SCRIPT))
+    written = f'<p class="quiet">Written {_local_time(time.time())[:16].replace("T", " ")}</p>'
+    body = f"<h1>{_escape(title)}</h1>{written}{body}"
+    return _PAGE.format(*hashes, _escape(title), _STYLE, body, _SCRIPT)
+
+
+def _name_rows(rows, over):
+    """Return a function that names the curves of a row: by its id and the arguments that differ."""
+    columns = [c for c in _find_columns(rows) if c.startswith("args.") and c not in over]
+    columns = [c for c in columns if len({_dump_cell(row.get(c)) for row in rows}) > 1]
+
+    def name_row(row):
+        label = " ".join(f"{c[5:]}={_format_value(row.get(c))}" for c in columns)
+        return label if over else f"{row.get('header.expid')}  {label}".rstrip()
+
+    return name_row
+
+
+def _make_report(directory, rows, table, columns, over=(), is_log=False):
+    """Return the page of the experiments in *directory*.
+
+    rows: of all of them; table: the rows to show, grouped or not; over: arguments whose runs share a band.
+    """
+    runs = table if "header.expid" in table[0] else rows
+    experiments = Experiments(experiments_directory=directory)
+    name_run = _name_rows(rows, ())
+    name_row = _name_rows(rows, over) if over else name_run
+    names = [name_row(row) for row in table]
+    links: "Dict[str, str]" = {}
+    series: "Dict[str, List[Any]]" = {name: [] for name in names}
+    stories = []
+    for number, row in enumerate(runs[:_MOST_STORIES]):
+        if row["header.expid"] not in experiments:
+            continue  # deleted since the rows were read
+        name, reader = name_row(row), experiments[row["header.expid"]]
+        curves = _read_curves(reader)
+        series.setdefault(name, []).append(curves)
+        links.setdefault(name, f"r{number}")
+        title = f"{_escape(name_run(row), 120)} <small>{_escape(reader.status)}</small>"
+        story = _make_story(_list_blocks(reader, row))
+        stories.append(f'<details><summary>{title}</summary><div id="r{number}">{story}</div></details>')
+    series = {name: found for name, found in series.items() if any(found)}
+    last = [column for column in _LAST_COLUMNS if column in columns]
+    if len(last) == 2 and any(row.get("header.status_message") for row in table):
+        last.append("header.status_message")
+    columns = [column for column in columns if column not in last] + last
+    title = f"{len(runs)} run{'s' * (len(runs) > 1)} in " + "/".join(
+        os.path.abspath(directory).split(os.sep)[-2:]
+    )
+    body, plots = _make_table(table, columns, names, series, links), _draw_plots(series, bool(over), is_log)
+    if len(runs) > _MOST_STORIES:
+        body = f"<p>Curves and stories are of the first {_MOST_STORIES} runs.</p>{body}"
+    if plots:
+        body += f"<h2>Curves</h2>{_make_legend(series, links)}{plots}"
+    return _make_page(title, body + "<h2>Runs</h2>" + "".join(stories))
+
+
+def _format_story(reader, extension):
+    """Return the story of one run, as Markdown ("md") or HTML."""
+    blocks, title = _list_blocks(reader, _read_row(reader)), f"Run {reader.expid}"
+    if extension == "html":
+        plots = _draw_plots({title: [_read_curves(reader)]}, is_banded=False, is_log=False)
+        return _make_page(title, plots + _make_story(blocks))
+    text = ""
+    for name, *lines in [["# " + title], *blocks]:
+        name = re.sub(r"[\\`*_\[\]<>&]", r"\\\g<0>", _show_controls(name))
+        inside = "\n".join(map(_show_controls, lines))
+        fence = "`" * (2 + max(map(len, re.findall("`+", inside)), default=1))  # longer than any inside
+        text += f"## {name}\n\n{fence}\n{inside}\n{fence}\n\n" if lines else f"{name}\n\n"
+    return text
+
+
 # === Command line =============================================================
 # List, show and compare experiments.
 
@@ -4762,6 +5263,7 @@ _EPILOG = """\
 commands (meticulous COMMAND --help describes each):
   show   Show everything about one experiment.
   diff   Compare two experiments: arguments, results and commits.
+  report Write experiments, their curves and stories as one HTML page.
   path   Print the path of an experiment's folder.
   run    Record any command: run [OPTIONS] -- COMMAND [ARGUMENT ...]
 
@@ -4974,8 +5476,29 @@ def _format_listing(rows, columns, options):
     return _format_table(rows, columns, width, options.flat_cols, colors, messages) if rows else []
 
 
+def _report(options):
+    directory = options.directory or options.experiments_directory or _find_directory(options.project_directory)
+    options.is_for_people = not options.columns
+    rows, _ = _load_rows(directory, _GROUPS[1:], options.normalize_json_values or 0)
+    columns = _find_columns(rows)
+    over = [_resolve_column(rows, columns, name) for name in getattr(options, "over", [])]
+    runs = _filter_rows(rows, columns, options.filter) if options.filter and rows else rows
+    table, columns = _arrange(rows, columns, options) if runs else ([], [])
+    if not table:
+        raise _NothingFound(f"There are no such experiments in {directory}.")
+    page, path = _make_report(directory, runs, table, columns, over, options.log), options.o or "report.html"
+    _write_file(path, page.encode("utf-8", "backslashreplace"))
+    _warn(f"wrote {len(table)} rows to {path}")
+    return _FOUND
+
+
+_REPORT = _LISTING + f"""
+--log - draw curves on a logarithmic scale
+-o FILE default: report.html; it has curves and stories of {_MOST_STORIES} runs at most, {_MOST_PLOTS} metrics, """
+_REPORT += f"{_MOST_POINTS} points a curve"
 _COMMANDS: "Dict[str, Any]" = {
     "": (_list, _LISTING),
+    "report": (_report, _REPORT),
     "show": (
         _show,
         "id ID the experiment\n--job JOB instead of an ID, a Slurm job: 1234, 1234_7, 1234+1, 1234.0",
@@ -4995,8 +5518,8 @@ def _command(words):
         known = ", ".join(filter(None, _COMMANDS))
         raise QueryException(f"{words[0]!r} is not a directory, nor one of the commands: {known}.")
     options = _parse(name, words)
-    if not name:
-        return _list(options)
+    if name in ("", "report"):
+        return _COMMANDS[name][0](options)
     texts = [getattr(options, operand) for operand in ("id", "second") if hasattr(options, operand)]
     rows, more, lines = _COMMANDS[name][0](*(_find_reader(options, text) for text in texts))
     _print([_format_json(rows, _find_columns(rows), **more)] if options.json else lines)

@@ -167,3 +167,20 @@ def slurm(session):
 def kills(session):
     """Kill 500 recording processes, most of them after STATUS is written, and check what they leave."""
     session.run("python", "tests/kills.py", *(session.posargs or ["500"]))
+
+
+@nox.session(default=False)
+def browser(session):
+    """Test the report in Chromium, from Debian's packages (`-- --write`: redo the README's picture)."""
+    if not shutil.which("chromedriver"):
+        session.run("apt-get", "update", "-q", external=True)
+        packages = ("chromium", "chromium-driver", "fonts-dejavu-core")
+        session.run("apt-get", "install", "-y", "-q", "--no-install-recommends", *packages, external=True)
+    session.install(*REQUIREMENTS, "selenium ==4.*", "pillow")
+    folder = session.create_tmp()
+    session.run("npm", "install", "--silent", "--prefix", folder, "axe-core@4", external=True)
+    session.env["AXE"] = str(Path(folder).resolve() / "node_modules" / "axe-core" / "axe.min.js")
+    options = [option for option in session.posargs if option != "--write"]
+    if len(options) < len(session.posargs):
+        session.env["PICTURE"] = "tests/example/report.png"
+    session.run("python", "-m", "pytest", "-m", "browser", "tests/browser", *options)
