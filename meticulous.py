@@ -5477,7 +5477,9 @@ def _format_listing(rows, columns, options):
 
 
 def _report(options):
-    directory = options.directory or options.experiments_directory or _find_directory(options.project_directory)
+    directory = (
+        options.directory or options.experiments_directory or _find_directory(options.project_directory)
+    )
     options.is_for_people = not options.columns
     rows, _ = _load_rows(directory, _GROUPS[1:], options.normalize_json_values or 0)
     columns = _find_columns(rows)
@@ -5492,9 +5494,12 @@ def _report(options):
     return _FOUND
 
 
-_REPORT = _LISTING + f"""
+_REPORT = (
+    _LISTING
+    + f"""
 --log - draw curves on a logarithmic scale
 -o FILE default: report.html; it has curves and stories of {_MOST_STORIES} runs at most, {_MOST_PLOTS} metrics, """
+)
 _REPORT += f"{_MOST_POINTS} points a curve"
 _COMMANDS: "Dict[str, Any]" = {
     "": (_list, _LISTING),
