@@ -467,11 +467,15 @@ def test_partial_clone_stays_offline(repo, make_repo, start, tmp_path):
     repo.git("-C", "clone", "reset", "-q")
     for name in ("README", "data"):
         (server.path / name).rename(repo.path / "clone" / name)
-    shutil.rmtree(str(server.path))
     repo.git("-C", "clone", "mv", "data", "renamed")
+    with (repo.path / "clone" / "renamed").open("a") as file:
+        file.write("x")
+    repo.git("-C", "clone", "add", "renamed")
+    objects = repo.git("-C", "clone", "count-objects", "-v")
     result = start("clone")
     assert "DirtyRepoException" in result.stderr
     assert "'renamed'" in result.stderr
+    assert repo.git("-C", "clone", "count-objects", "-v") == objects  # looking for renames would fetch
 
 
 # --- while another git operation owns HEAD --------------------------------------------------------
