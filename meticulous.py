@@ -1036,8 +1036,11 @@ class _Session:
             self._held.append(signum)
         return bool(self._holders)
 
-    def get_held(self):
-        return self._held[0] if self._held else None
+    def get_killer(self):
+        """Return the signal that will end this process when it need not wait any more, None without one."""
+        import signal
+
+        return next((signum for signum in self._held if signum != signal.SIGINT), None)
 
     def hold(self):
         """Have the handlers of our signals wait until release()."""
@@ -2488,7 +2491,7 @@ def _find_program():
         _exit_code.is_shell = bool(users)
         frame = (users or [frame])[-1]
     _exit_code.frame = frame
-    _exit_code.is_launched = frame in scripts and frame.f_back is not None
+    _exit_code.is_launched = frame in scripts and len(mains) > 1
 
 
 def _notice_calls(code, undo):
@@ -2577,11 +2580,10 @@ def _exception_text(exc_type, exc, tb):
 def _describe_last_cell():
     """Return the STATUS of an IPython shell or notebook, whose last cell counts; None elsewhere."""
     get_shell = getattr(sys.modules.get("IPython"), "get_ipython", None)
-    result = getattr(get_shell and get_shell(), "last_execution_result", None)
-    if result is None or not _exit_code.is_shell:
+    has_succeeded = getattr(get_shell and get_shell(), "last_execution_succeeded", None)
+    if has_succeeded is None or not _exit_code.is_shell:
         return None
-    error = result.error_in_exec or result.error_before_exec
-    return "SUCCESS" if error is None else _exception_text(type(error), error, error.__traceback__)
+    return "SUCCESS" if has_succeeded else _exception_text(sys.last_type, sys.last_value, sys.last_traceback)
 
 
 def _describe_program_ending():
@@ -2949,12 +2951,11 @@ class _Record:
     def __init__(self, head, description):
         """*head* is what _prepare_repository() returned; the times begin here."""
         self._head = head
-        self._clock, self._cpu_s = time.monotonic(), _measure_usage()[0]
         self._metrics: "Any" = None
         self._step = -1
-        epoch, command = time.time(), _to_json(getattr(sys, "argv", []))
-        self.attempt = {"start-time": _local_time(epoch), "start-epoch": epoch, "command": command}
-        self.attempt.update(_describe_process())
+        command = _to_json(getattr(sys, "argv", []))
+        self.attempt = {"command": command, **_describe_process()}
+        self._begin()
         self.number = 1
         self.metadata = {
             "githead-sha": head.sha,
@@ -2968,6 +2969,11 @@ class _Record:
             "place": _describe_place(),
             "attempts": [self.attempt],
         }
+
+    def _begin(self):
+        epoch = time.time()
+        self._clock, self._cpu_s = time.monotonic(), _measure_usage()[0]
+        self.attempt.update({"start-time": _local_time(epoch), "start-epoch": epoch})
 
     def create(self, directory, name, args, default_args, undo):
         """Make the folder *name*, or the next numbered one; return False if *name* is there already.
@@ -3021,6 +3027,7 @@ class _Record:
         """Begin the next attempt in the folder that is there. Raises RunningException."""
         path = os.path.join(self.folder, "metadata.json")
         self.number = _claim_attempt(self.folder, self.attempt)
+        self._begin()  # the claim may have waited for the end of another attempt
         undo.callback(_remove_folder, _attempt_path(self.folder, self.number))
         old = _load_mapping(path)
         attempts = _list_attempts(self.folder, old)
@@ -3381,8 +3388,8 @@ class Experiment:
             capture = self._record.capture
             problem = _try(capture.settle if is_exit else capture.close)
             problem = problem or _try(self._record.write_end, status)
-            if is_exit and _session.get_held():
-                _try(self._record.write_end, _kill_text(_session.get_held()))
+            if is_exit and _session.get_killer():
+                _try(self._record.write_end, _kill_text(_session.get_killer()))
             _unwatch(self)
             os.environ[_FOLDER_VARIABLE] = (_session.experiments or [self])[-1].curexpdir
         # The warning of the output is enough, as long as STATUS tells of the end.
