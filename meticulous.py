@@ -1247,6 +1247,12 @@ def _parse_commit(raw):
         return message.decode("utf-8", "surrogateescape")
 
 
+def _parse_tree(raw, digits):
+    """Return the entries of a raw tree object: by name the object's sha."""
+    entries = re.findall(rb"(?s)\d+ ([^\0]+)\0(.{%d})" % (digits // 2), raw)
+    return {os.fsdecode(name): sha.hex() for name, sha in entries}
+
+
 def _parse_status(output):
     """Return the paths in the output of `git status --porcelain -z -b`, each with its two letters."""
     changed = {}
@@ -1273,7 +1279,7 @@ def _read_objects(work_tree, names):
 
 
 def _read_state(work_tree, at_once, with_untracked=False, folders=()):
-    """Return HEAD of *work_tree*: sha, message, what differs from it, and the raw trees of *folders*.
+    """Return HEAD of *work_tree*: sha, message, what differs from it, and the trees of *folders*.
 
     None if git finds another top from *work_tree*, or if HEAD moved while it was read. HEAD is read first, so
     that status compares with that commit unless it moves since; or both *at_once*.
@@ -1292,7 +1298,7 @@ def _read_state(work_tree, at_once, with_untracked=False, folders=()):
                 "Commit the code (`git add`, `git commit`), or pass --norecord to run without a record."
             )
         if commit.startswith(f"tree {tree}\n".encode()):
-            trees = dict(zip(folders, (content for _, content in others)))
+            trees = {folder: _parse_tree(raw, len(sha)) for folder, (_, raw) in zip(folders, others)}
             heads.append(
                 SimpleNamespace(sha=sha, message=_parse_commit(commit), work_tree=work_tree, trees=trees)
             )
@@ -1410,6 +1416,15 @@ def _create_commit(work_tree, head, before, after):
     return sha
 
 
+def _exclude_line(directory, line):
+    """Add *line* to info/exclude of the git *directory*, which linked work trees have in common."""
+    link = os.path.join(directory, "commondir")
+    common = os.fsdecode(_read_file(link).strip()) if os.path.exists(link) else ""
+    exclude = os.path.join(directory, common, "info", "exclude")
+    _append_line(exclude, line)
+    _warn(f"added the line {line} to {exclude}, because HEAD must stay: files differ or git is at work.")
+
+
 # Compare-and-swap, without a lock: HEAD moves first, and only from the commit that we have read; then the
 # index; the file last. A start that is killed in between leaves our commit at HEAD and only .gitignore dirty.
 # Whoever finds that does the rest, which can be done any number of times:
@@ -1427,13 +1442,7 @@ def _commit_line(work_tree, head, line, experiments_directory):
         directory = _find_git_directory(work_tree)
         # Bisect finds nothing, or never ends, if HEAD moves by itself: test_bisect_run_finds_the_commit.
         if head.changed or any(_is_there(directory, name) for name in _OPERATIONS):
-            link = os.path.join(directory, "commondir")
-            common = os.fsdecode(_read_file(link).strip()) if os.path.exists(link) else ""
-            exclude = os.path.join(directory, common, "info", "exclude")
-            _append_line(exclude, line)
-            _warn(
-                f"added the line {line} to {exclude}, because HEAD must stay: files differ or git is at work."
-            )
+            _exclude_line(directory, line)
             return True
         content = _read_writable(path)
         if _has_line(content, line):
@@ -1532,18 +1541,11 @@ def _leave_out(top, changed):
 
 def _write_work_tree(work_tree, index, names):
     """Store the work tree, of which *names* differ from the file *index*; return the tree's sha."""
-    top, tags = os.fsencode(work_tree), []
+    tags = []
 
     def update(names, *options, **keywords):
-        stdin = b"".join(name + b"\0" for name in names)
-        _ask_git(
-            ["update-index", *options, "-z", "--stdin"],
-            work_tree,
-            b"",
-            stdin,
-            GIT_INDEX_FILE=index,
-            **keywords,
-        )
+        command = ["update-index", *options, "-z", "--stdin"]
+        _ask_git(command, work_tree, b"", b"\0".join(names), GIT_INDEX_FILE=index, **keywords)
 
     def list_tags():
         tags.extend(_ask_git(["ls-files", "-v", "-z"], work_tree).split(b"\0"))
@@ -1551,9 +1553,8 @@ def _write_work_tree(work_tree, index, names):
     add = "--add", "--remove", "--replace"
     update(names, *add, meanwhile=list_tags)
     # Lower case, or S: git is told to overlook changes. What a sparse checkout leaves out is not there.
-    hidden = [
-        tag[2:] for tag in tags if re.match(b"[a-zS]", tag) and os.path.lexists(os.path.join(top, tag[2:]))
-    ]
+    hidden = [tag[2:] for tag in tags if re.match(b"[a-zS]", tag)]
+    hidden = [name for name in hidden if _is_there(os.fsencode(work_tree), name)]
     if hidden:
         update(hidden, "--no-assume-unchanged")
         update(hidden, "--no-skip-worktree")
@@ -1608,12 +1609,6 @@ def _hash_blob(path, digits):
     return sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def _parse_tree(raw, digits):
-    """Return the entries of a raw tree object: by name the object's sha."""
-    entries = re.findall(rb"(?s)\d+ ([^\0]+)\0(.{%d})" % (digits // 2), raw)
-    return {os.fsdecode(name): sha.hex() for name, sha in entries}
-
-
 def _compare_files(top, sha, trees, paths):
     """Return how the files *paths* differ from the commit *sha*: by path "untracked", "ignored" or "changed".
 
@@ -1623,35 +1618,40 @@ def _compare_files(top, sha, trees, paths):
     if folders:
         objects = _read_objects(top, [f"{sha}:{folder}".replace(os.sep, "/") for folder in folders])
         trees.update((folder, _parse_tree(raw, len(sha))) for folder, (_, raw) in zip(folders, objects))
-    expected = {path: trees[os.path.dirname(path)].get(os.path.basename(path)) for path in paths}
     hashes = {path: _hash_blob(os.path.join(top, path), len(sha)) for path in paths}
-    # Usually nothing is. Otherwise git knows about filters, line ends, ignored files and submodules.
-    different = {
-        path: "changed" if expected[path] else "untracked" for path in paths if hashes[path] != expected[path]
-    }
-    known = [path for path in different if expected[path] and hashes[path]]
-    if known:
-        answer = _git(["hash-object", "--stdin-paths"], top, os.fsencode("\n".join(known)))
-        for path, found in zip(known, answer.stdout.decode().split()):
-            if found == expected[path]:
-                del different[path]
-    by_top: "Dict[str, List[str]]" = {}
-    for path in different:
-        if not expected[path]:
-            parents = _list_parents(os.path.dirname(os.path.join(top, path)))
-            inner = next(folder for folder in parents if folder == top or _is_there(folder, ".git"))
-            by_top.setdefault(inner, []).append(path)
-    for inner, paths in by_top.items():
-        link = os.path.relpath(inner, top)
-        entry = _git(["ls-tree", "--full-tree", sha, "--", link], top).stdout.split()
-        if inner != top and entry[:1] == [b"160000"]:
-            own = {os.path.relpath(path, link): different.pop(path) for path in paths}
-            found = _compare_files(inner, entry[2].decode(), {}, own)
-            different.update((os.path.join(link, path), kind) for path, kind in found.items())
+    known: "Dict[str, str]" = {}  # what differs; usually nothing does
+    unknown: "Dict[str, List[str]]" = {}
+    for path in paths:
+        folder, name = os.path.split(path)
+        expected = trees[folder].get(name)
+        if expected is None:
+            parents = _list_parents(folder)
+            inner = next(
+                parent for parent in parents if not parent or _is_there(os.path.join(top, parent), ".git")
+            )
+            unknown.setdefault(inner, []).append(path)
+        elif expected != hashes[path]:
+            known[path] = expected
+    kinds = dict.fromkeys(known, "changed")
+    # Git knows about filters and line ends. It stops at a file that is gone.
+    names = list(filter(hashes.get, known))
+    stdout = names and _git(["hash-object", "--stdin-paths"], top, os.fsencode("\n".join(names))).stdout
+    for path, found in zip(names, (stdout or b"").decode().split()):
+        if found == known[path]:
+            del kinds[path]
+    for inner, paths in unknown.items():
+        # The commit of a submodule, or nothing.
+        command = ["rev-parse", "-q", "--verify", f"{sha}:{inner}"]
+        commit = inner and _git(command, top).stdout.decode().strip()
+        if commit:
+            own = [os.path.relpath(path, inner) for path in paths]
+            different = _compare_files(os.path.join(top, inner), commit, {}, own)
+            kinds.update((os.path.join(inner, path), kind) for path, kind in different.items())
         else:
             answer = _git(["check-ignore", "-z", "--stdin"], top, os.fsencode("\0".join(paths)))
-            different.update((path, "ignored") for path in os.fsdecode(answer.stdout).split("\0")[:-1])
-    return different
+            ignored = os.fsdecode(answer.stdout).split("\0")
+            kinds.update((path, "ignored" if path in ignored else "untracked") for path in paths)
+    return kinds
 
 
 class _CodeProof:
@@ -1667,49 +1667,44 @@ class _CodeProof:
         others = (sys.prefix, sys.base_prefix, experiments_directory)
         folders = [os.path.join(os.path.realpath(other), "") for other in others]
         # An interpreter inside of the work tree, not a work tree inside of the interpreter's /usr.
-        self.others = tuple(folder for folder in folders if folder.startswith(self.inside))
+        patterns = ["^" + re.escape(folder) for folder in folders if folder.startswith(self.inside)]
+        self.others = re.compile("|".join([r"[\\/](site|dist)-packages[\\/]|\n", *patterns])).search
         self.seen, self.checked = set(), set()
+        self.files = set()  # type: Any
         self.code: "Dict[str, Any]" = {"checked": 0, "untracked": [], "ignored": [], "changed": []}
-        self.pending = self._list_new_files()
-        self.folders = sorted(set(map(os.path.dirname, self.pending)))
+        self.head: "Any" = None
+        self._find_files()
+        self.folders = sorted(set(map(os.path.dirname, self.files)))
 
-    def _list_new_files(self):
-        """Return the project files loaded since the last call, relative to the top of the work tree."""
+    def _find_files(self):
+        """Add the project files loaded since the last call, relative to the top of the work tree."""
         real = {}  # by folder, because realpath is slow, and 2,000 modules are in a few hundred folders
-        new = set()
         for module in list(sys.modules.values()):
             file = getattr(module, "__dict__", {}).get("__file__")  # a lazy module would load at getattr
             if not isinstance(file, str) or file in self.seen:
                 continue
             self.seen.add(file)
-            if re.search(r"[\\/](site|dist)-packages[\\/]", file):
-                continue
             folder, name = os.path.split(file)
             if folder not in real:
                 real[folder] = os.path.join(os.path.realpath(folder), "")
             found = real[folder] + name
             for path in {found, os.path.realpath(found) if os.path.islink(found) else found}:
-                if path.startswith(self.inside) and not path.startswith(self.others) and "\n" not in path:
+                if path.startswith(self.inside) and not self.others(path):
                     # A module in a zip file has a path below that file.
                     existing = next(filter(os.path.lexists, _list_parents(path)))
-                    new.add((path if os.path.isdir(existing) else existing)[len(self.inside) :])
-        return new
-
-    def start(self, head):
-        """Compare with the commit *head* from now on."""
-        self.sha = head.sha
-        self.trees = {folder: _parse_tree(raw, len(head.sha)) for folder, raw in head.trees.items()}
+                    self.files.add((path if os.path.isdir(existing) else existing)[len(self.inside) :])
 
     def check(self):
         """Compare the files loaded since the last check; return metadata's "code". Warns of what differs."""
-        files = sorted((self.pending | self._list_new_files()) - self.checked)
+        self._find_files()
+        files = sorted(self.files - self.checked)
         self.checked.update(files)
-        different = _compare_files(self.inside[:-1], self.sha, self.trees, files)
+        different = _compare_files(self.inside[:-1], self.head.sha, self.head.trees, files)
         self.code["checked"] = len(self.checked)
         for path, kind in different.items():
             self.code[kind].append(path)
         if {"untracked", "changed"} & set(different.values()):
-            _warn(_describe_code({"githead-sha": self.sha, "code": self.code}))
+            _warn(_describe_code({"githead-sha": self.head.sha, "code": self.code}))
         return self.code
 
 
@@ -1753,8 +1748,7 @@ def _prepare_repository(work_tree, experiments_directory, make_directory, allow_
         if is_ignored:
             if head.changed:
                 _take_snapshot(work_tree, head)
-            proof.start(head)
-            head.proof = proof
+            head.proof, proof.head = proof, head
             return head
         if _commit_line(work_tree, head, _escape_pattern(path), experiments_directory):
             path = None

@@ -481,3 +481,96 @@ def test_64_dirty_starts_make_one_snapshot(repo, tmp_path, has_line):
     results = [script.result() for script in scripts]
     assert [result for result in results if result.code] == []
     assert len({json.loads(result.stdout)["sha"] for result in results}) == 1
+
+
+# --- whole experiments --------------------------------------------------------------------------
+
+
+TRAIN = """
+    import sys
+    import meticulous
+
+    experiment = meticulous.Experiment(allow_dirty="dirty" in sys.argv, experiment_id="7")
+    if "late" in sys.argv:
+        import helper
+    print("done")
+"""
+
+
+@pytest.fixture
+def dirty(repo):
+    """A committed script beside a changed file, an untracked one and a deleted one."""
+    repo.write("train.py", textwrap.dedent(TRAIN))
+    repo.write(".gitignore", "experiments\n__pycache__\n")
+    repo.write("changed", "1\n")
+    repo.write("gone", "1\n")
+    repo.commit()
+    repo.write("changed", "2\n")
+    repo.write("untracked", b"\0\xff")
+    (repo.path / "gone").unlink()
+    return repo
+
+
+def read_metadata(repo):
+    return json.loads((repo.experiment("7") / "metadata.json").read_text())
+
+
+def test_patch_of_a_record_gives_the_identical_tree_in_a_fresh_clone(dirty, tmp_path):
+    assert dirty.run(None, "dirty", name="train.py").code == 0
+    metadata = read_metadata(dirty)
+    fresh = tmp_path / "fresh"
+    dirty.git("clone", "--quiet", dirty.path, fresh)
+    for command in (
+        ["checkout", "-q", metadata["snapshot"]["head"]],
+        ["apply", "--index", str(dirty.experiment("7") / "snapshot.patch")],
+    ):
+        subprocess.check_call(["git", *command], cwd=str(fresh))
+    tree = subprocess.check_output(["git", "write-tree"], cwd=str(fresh)).decode()
+    assert tree == dirty.git("rev-parse", metadata["githead-sha"] + "^{tree}")
+    assert metadata["snapshot"]["complete"]
+    assert sorted(metadata["snapshot"]["files"]) == ["changed", "gone", "untracked"]
+
+
+def test_dirty_record_is_resumed_while_the_tree_is_unchanged(dirty):
+    assert [dirty.run(None, "dirty", name="train.py").code for _ in range(2)] == [0, 0]
+    assert len(read_metadata(dirty)["attempts"]) == 2
+    dirty.write("changed", "3\n")
+    result = dirty.run(None, "dirty", name="train.py")
+    assert result.code == 1 and "MismatchedCommitException" in result.stderr, result
+    assert len(read_metadata(dirty)["attempts"]) == 2
+
+
+def test_variable_allows_a_dirty_start(dirty):
+    refused = dirty.run(None, name="train.py", env={"METICULOUS_ALLOW_DIRTY": "0"})
+    assert refused.code == 1 and "2 tracked files" in refused.stderr, refused
+    assert dirty.run(None, name="train.py", env={"METICULOUS_ALLOW_DIRTY": "1"}).code == 0
+    assert read_metadata(dirty)["snapshot"]["files"]
+
+
+def test_option_allows_a_dirty_start(dirty):
+    source = """
+        import argparse, meticulous
+        parser = argparse.ArgumentParser()
+        meticulous.Experiment.add_argument_group(parser)
+        meticulous.Experiment.from_parser(parser)
+    """
+    dirty.write("option.py", textwrap.dedent(source))
+    assert dirty.run(None, "--experiment-id", "7", name="option.py").code == 1
+    assert dirty.run(None, "--experiment-id", "7", "--allow-dirty", name="option.py").code == 0
+    assert "option.py" in read_metadata(dirty)["snapshot"]["files"]
+
+
+def test_untracked_main_script_is_in_the_record(repo):
+    repo.write("train.py", textwrap.dedent(TRAIN))
+    result = repo.run(None, name="train.py")
+    assert result.code == 0 and "'train.py' (untracked)" in result.stderr, result
+    assert read_metadata(repo)["code"]["untracked"] == ["train.py"]
+
+
+def test_helper_that_is_imported_later_is_warned_of_at_the_end(repo):
+    repo.write("train.py", textwrap.dedent(TRAIN))
+    repo.commit()
+    repo.write("helper.py", "")
+    result = repo.run(None, "late", name="train.py")
+    assert result.code == 0 and "'helper.py' (untracked)" in result.stderr, result
+    assert read_metadata(repo)["code"]["untracked"] == ["helper.py"]

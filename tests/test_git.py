@@ -1032,9 +1032,10 @@ def test_lock_of_another_git(repo, work_in, monkeypatch, find_lock):
         finally:
             os.rmdir(str(repo.path / "experiments"))
     monkeypatch.setattr(meticulous, "_LOCK_TRIES", 9)
-    monkeypatch.setattr(time, "sleep", lambda seconds: lock.unlink())  # it is released while we wait
-    work_in()
-    assert_added(repo)
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "sleep", lambda seconds: lock.unlink())  # it is released while we wait
+        work_in()
+    assert_added(repo)  # outside, because subprocess sleeps too when it waits for a process
 
 
 def test_lock_that_comes_after_the_commit(repo, work_in, monkeypatch):

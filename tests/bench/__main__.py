@@ -387,6 +387,36 @@ def bench_j(bench):
     )
 
 
+def bench_k(bench):
+    """The proof of what ran, and a dirty start."""
+    proofless = bench.folder / "proofless"
+    shutil.copytree(str(bench.modules), str(proofless))
+    with (proofless / "meticulous.py").open("a") as file:
+        file.write("\n_CodeProof.check = lambda self: self.code\n")
+    with_path = f"import sys; sys.path.insert(0, {str(proofless)!r}); sys.argv[0] = 'start_ours.py'; "
+    run = "exec(compile(open('start_ours.py').read(), 'start_ours.py', 'exec'))"
+    for files in (20, 20000):
+        repo = bench.make_repo(f"k-{files}", files)
+        ours = bench.command("start_ours.py", "experiments")
+        commands = {
+            "ours": (
+                [ours[0], "-c", "import sys; sys.argv[0] = 'start_ours.py'; " + run, "experiments"],
+                repo,
+            ),
+            "without": ([ours[0], "-c", with_path + run, "experiments"], repo),
+        }
+        samples = bench.compare(commands, times=5)
+        ratios = divide(samples["ours"], samples["without"])
+        bench.add("k", f"start with proof, {files:,} files", "without", ratios, 1.03)
+        dirty = bench.make_repo(f"k-dirty-{files}", files)
+        (dirty / "data" / "0.txt").write_text("changed\n")
+        start = bench.command("start_dirty.py", "experiments")
+        commands = {"dirty": (start, dirty), "clean": (start, repo), "status": (["git", "status"], dirty)}
+        samples = bench.compare(commands, times=5)
+        ratios = divide(subtract(samples["dirty"], samples["clean"]), samples["status"])
+        bench.add("k", f"what a dirty start adds, {files:,} files", "one git status", ratios, 5)
+
+
 def platform_python(python):
     return (
         subprocess.check_output([python, "-c", "import platform; print(platform.python_version())"])
