@@ -4935,11 +4935,8 @@ def _thin(values):
     """Return the positions to draw: of each bucket the extremes and the first gap, and both ends."""
     if len(values) <= _MOST_POINTS:
         return range(len(values))
-    positions, size, has_gaps = (
-        {0, len(values) - 1},
-        -(-len(values) // (_MOST_POINTS // 2 - 1)),
-        None in values,
-    )
+    positions, has_gaps = {0, len(values) - 1}, None in values
+    size = -(-len(values) // (_MOST_POINTS // 2 - 1))
     for start in range(0, len(values), size):
         drawn = bucket = values[start : start + size]
         if has_gaps and None in bucket:
