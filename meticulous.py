@@ -4556,7 +4556,11 @@ def _block_signals():
 
 
 def _wait_for_signal():
-    """Return the next signal that is blocked, and whether it came to us alone, not to the command as well."""
+    """Return the next signal that is blocked, and whether it came to us alone, not to the command as well.
+
+    A limit: a signal that another process sends to our whole process group (`kill -TERM -PGID`) looks like
+    one that was sent to us alone, so the command gets it twice.
+    """
     import signal
 
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
@@ -4565,13 +4569,7 @@ def _wait_for_signal():
         signum, from_kernel = info.si_signo, info.si_code > 0
     except AttributeError:  # macOS doesn't tell who sent it
         signum = signal.sigwait(blocked)
-        from_kernel = signum in (
-            signal.SIGCHLD,
-            signal.SIGINT,
-            signal.SIGQUIT,
-            signal.SIGTSTP,
-            signal.SIGWINCH,
-        )
+        from_kernel = signal.Signals(signum).name in "SIGCHLD SIGINT SIGQUIT SIGTSTP SIGWINCH"
     # The kernel signals the whole foreground of a terminal, but only the session's leader when it hangs up.
     # The alarm(2) is the one that we were started with.
     is_leader = os.getsid(0) == os.getpid() and signum in (signal.SIGHUP, signal.SIGCONT)
@@ -4654,15 +4652,6 @@ def _describe_exit(status):
     return (f"ERROR\nexit code {code}" if code else "SUCCESS"), code
 
 
-def _describe_usage(usage, wall_s):
-    scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
-    return {
-        "peak-memory-bytes": usage.ru_maxrss * scale,
-        "cpu-seconds": round(usage.ru_utime + usage.ru_stime, 6),
-        "wall-seconds": round(wall_s, 6),
-    }
-
-
 def _record_command(command, own):
     """Run *command* as an experiment, *own* being Experiment's arguments; returns the exit code."""
     import signal
@@ -4707,7 +4696,12 @@ def _record_command(command, own):
         for thread in _start_pumps(pipes, os.pipe()[0], experiment):
             thread.join()
         os._exit(0)
-    experiment.metadata["usage"] = _describe_usage(usage, time.monotonic() - start)
+    experiment.metadata["usage"] = {
+        # ru_maxrss is in bytes on macOS, in KiB elsewhere.
+        "peak-memory-bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        "cpu-seconds": round(usage.ru_utime + usage.ru_stime, 6),
+        "wall-seconds": round(time.monotonic() - start, 6),
+    }
     text, code = _describe_exit(status)
     experiment.finish(text)
     return code
@@ -4934,31 +4928,31 @@ def _merge_curves(curves):
         for step, value in zip(steps, values):
             if value is not None:
                 by_step.setdefault(step, []).append(value)
-    groups = [by_step[step] for step in sorted(by_step)]
-    return sorted(by_step), [sum(g) / len(g) for g in groups], list(map(min, groups)), list(map(max, groups))
+    summaries = ((sum(g) / len(g), min(g), max(g)) for _, g in sorted(by_step.items()))
+    return [sorted(by_step), *zip(*summaries)]
 
 
 def _thin(values):
     """Return the positions to draw: of each bucket the extremes and the first gap, and both ends."""
     if len(values) <= _MOST_POINTS:
         return range(len(values))
-    positions, size = [0], -(-len(values) // (_MOST_POINTS // 2 - 1))
+    positions, has_gaps = {0, len(values) - 1}, None in values
+    size = -(-len(values) // (_MOST_POINTS // 2 - 1))
     for start in range(0, len(values), size):
-        bucket = values[start : start + size]
-        if None in bucket:
+        drawn = bucket = values[start : start + size]
+        if has_gaps and None in bucket:
+            positions.add(start + bucket.index(None))
             drawn = _select_drawable(bucket)
-            chosen = {None, min(drawn, default=None), max(drawn, default=None)}
-            positions += sorted(start + bucket.index(value) for value in chosen)
-        else:
-            low, high = bucket.index(min(bucket)), bucket.index(max(bucket))
-            positions += (start + low, start + high) if low < high else (start + high, start + low)
-    return positions + [len(values) - 1]
+        if drawn:
+            positions.update((start + bucket.index(min(drawn)), start + bucket.index(max(drawn))))
+    return sorted(positions)
 
 
 def _widen(low, high):
     """Return *low* and *high*, made to differ."""
-    is_one = high - low <= max(abs(low), abs(high), 1e-280) * 1e-9
-    pad = (abs(low) / 10 or 1) if is_one else 0
+    if high - low > max(abs(low), abs(high), 1e-280) * 1e-9:
+        return low, high
+    pad = abs(low) / 10 or 1
     return low - pad, high + pad
 
 
@@ -5079,23 +5073,25 @@ def _draw_plots(series, is_banded, is_log):
 
 
 def _make_legend(series, links):
-    items = "".join(
+    items = [
         f'<li data-run="{number}"><a href="#{links[label]}">{_draw_key(number)}{_escape(label, 80)}</a></li>'
-        for number, label in enumerate(list(series)[:_MOST_COLORS])
-    )
-    others = len(series) - _MOST_COLORS
-    return f'<ul class="legend">{items}' + (f"<li>{others} more in grey</li>" if others > 0 else "") + "</ul>"
+        for number, label in enumerate(series)
+    ]
+    if items[_MOST_COLORS:]:
+        items[_MOST_COLORS:] = [f"<li>{len(items) - _MOST_COLORS} more in grey</li>"]
+    return f'<ul class="legend">{"".join(items)}</ul>'
 
 
 def _make_cell(value, column):
     """Return the attributes and the content of a table's cell; data-value is what it is sorted by."""
     if column == "header.status_message":
         return "", f'<div class="message">{_escape(value, 300)}</div>'
-    text = _format_value(value, 5 if column.startswith(("summary.", "metrics.")) else 15)
     if column == "header.start_time":
         text = value[:16].replace("T", " ")
     elif column == "header.duration":
         text = _format_duration(value)
+    else:
+        text = _format_value(value, 5 if column.startswith(("summary.", "metrics.")) else 15)
     attributes = f' class="number" data-value="{value!r}"' if _is_number(value) else ""
     return ' class="bad"' if value in ("ERROR", "DEAD") else attributes, _escape(text, 60)
 
@@ -5127,19 +5123,14 @@ def _make_table(rows, columns, names, series, links):
 
 def _list_blocks(reader, row):
     """Return the blocks of a run's story, lists of a title and lines: what `show` prints, and the patch."""
-    blocks: "List[List[str]]" = [[]]
     texts = {name.lower(): reader.read_lines(name)[-20:] for name in ("STATUS", "stdout", "stderr")}
-    for line in _format_experiment(reader, row, texts):
-        if line:  # all that was recorded is indented or escaped, so that an empty line is always ours
-            blocks[-1].append(line)
-        else:
-            blocks.append([])
-    try:
-        patch = _read_file(os.path.join(reader.curexpdir, "snapshot.patch"))
-        text = patch[:_LONGEST_PATCH].decode("utf-8", "replace")
-        blocks.append(["snapshot.patch", *text.split("\n"), *["..."] * (len(patch) > _LONGEST_PATCH)])
-    except (OSError, ValueError):
-        pass
+    # All that was recorded is indented or escaped, so that an empty line is always ours.
+    text = "\n".join(_format_experiment(reader, row, texts)).strip("\n")
+    blocks = [block.split("\n") for block in re.split("\n\n+", text)]
+    patch = _read_text(os.path.join(reader.curexpdir, "snapshot.patch"))
+    if patch:
+        cut = patch[:_LONGEST_PATCH] + "\n..." * (len(patch) > _LONGEST_PATCH)
+        blocks.append(["snapshot.patch", *cut.split("\n")])
     return [block for block in blocks if len(block) > 1]
 
 
@@ -5200,9 +5191,8 @@ def _make_report(directory, rows, table, columns, over=(), is_log=False):
     if len(last) == 2 and any(row.get("header.status_message") for row in table):
         last.append("header.status_message")
     columns = [column for column in columns if column not in last] + last
-    title = f"{len(runs)} run{'s' * (len(runs) > 1)} in " + "/".join(
-        os.path.abspath(directory).split(os.sep)[-2:]
-    )
+    place = "/".join(os.path.abspath(directory).split(os.sep)[-2:])
+    title = f"{len(runs)} run{'s' * (len(runs) > 1)} in {place}"
     body, plots = _make_table(table, columns, names, series, links), _draw_plots(series, bool(over), is_log)
     if len(runs) > _MOST_STORIES:
         body = f"<p>Curves and stories are of the first {_MOST_STORIES} runs.</p>{body}"
