@@ -58,6 +58,7 @@ order of its data; each chapter uses only names from the chapters above it:
         Tables               format rows as CSV, JSON, Markdown, LaTeX and text
     IV Use
         Run                  record any command
+        Again                copy the code of a commit, and repeat experiments
         Command line         list, show and compare experiments
 """
 
@@ -2559,6 +2560,8 @@ def _is_reimported_main():
 # What a training script uses.
 
 _FOLDER_VARIABLE = "METICULOUS_EXPERIMENT_FOLDER"
+_REPEATS_VARIABLE = "METICULOUS_REPEATS"  # the ID of the experiment that `repeat` runs again
+_ORIGINAL = "meticulous-original"  # in the git directory of a frozen copy: the work tree that it is a copy of
 _NOT_FINITE = r'("(?:[^"\\]|\\.)*")|(NaN)|(-?)Infinity'
 _SMALLEST_BLOCK = 1024  # bytes; a file that is not empty has room for so many
 
@@ -2584,6 +2587,26 @@ def _is_set(variable):
 def _check_directory(name, path):
     if not isinstance(path, (str, os.PathLike)):
         raise InvalidArgsException(f"{name} must be a path, not {path!r}.")
+
+
+def _find_original(directory):
+    """Return the absolute path of *directory*; if it is in a frozen copy, the same directory of the original.
+
+    Raises GitException if the original was moved or deleted.
+    """
+    path = os.path.abspath(directory)
+    tops = (folder for folder in _list_parents(path) if os.path.exists(os.path.join(folder, ".git")))
+    top = next(tops, path)
+    marker = os.path.join(top, ".git", _ORIGINAL)
+    if not os.path.isfile(marker):
+        return path
+    original = os.fsdecode(_read_file(marker)[:-1])
+    if not os.path.exists(os.path.join(original, ".git")):
+        raise GitException(
+            f"{top} is a frozen copy of {original}, which was moved or deleted.\n"
+            "Run `meticulous freeze` where the project is now, and start from the path that it prints."
+        )
+    return os.path.normpath(os.path.join(original, os.path.relpath(path, top)))
 
 
 def _check_description(description):
@@ -2686,6 +2709,7 @@ class _Record:
             **_describe_command(),
             "place": _describe_place(),
             "attempts": [self.attempt],
+            **{"repeats": os.environ[name] for name in (_REPEATS_VARIABLE,) if name in os.environ},
         }
 
     def create(self, directory, name, args, default_args, undo):
@@ -2906,11 +2930,14 @@ class Experiment:
         _check_directory("project_directory", project_directory)
         _check_directory("experiments_directory", experiments_directory)
         name, description = _check_id(experiment_id), _check_description(description)
+        name = None if _is_set(_REPEATS_VARIABLE) else name  # a repetition must not resume what it repeats
         args = _check_mapping("args", {} if args is None else args)
         if default_args is not None:
             default_args = _check_mapping("default_args", default_args)
         self.repo_directory = _find_work_tree(project_directory)
-        self.experiments_directory = os.path.abspath(os.path.join(project_directory, experiments_directory))
+        self.experiments_directory = os.path.abspath(
+            os.path.join(_find_original(project_directory), experiments_directory)
+        )
         try:
             self._start(
                 name, args, default_args, description, allow_dirty or _is_set("METICULOUS_ALLOW_DIRTY")
@@ -3581,7 +3608,7 @@ class Experiments:
 
 def _find_directory(project_directory):
     """Find the directory 'experiments' in *project_directory* or above it, up to the top of the project."""
-    start = folder = os.path.abspath(project_directory)
+    start = folder = _find_original(project_directory)
     while not os.path.isdir(os.path.join(folder, "experiments")):
         parent = os.path.dirname(folder)
         if parent == folder or os.path.exists(os.path.join(folder, ".git")):
@@ -4515,6 +4542,306 @@ def _run(words):
     return _record_command(command, own)
 
 
+# === Again ====================================================================
+# Copy the code of a commit, where it stays while a job waits, and run experiments again in such copies.
+
+_COPIES = ".code"  # in the experiments directory
+_CACHES = r"(.*/)?(__pycache__|\.\w+_cache|[^/]*\.py[co])"
+_SURROUNDINGS = r"githead-sha|place\.(python|platform|host|gpus)|environment\.|packages\."
+_VERDICTS = ["REPRODUCED", "DIFFERS", "FAILED", "NOTHING TO COMPARE"]  # the exit codes are 0, 1, 2 and 3
+_PROBE = """
+import json, runpy, sys
+module = runpy.run_path(sys.argv[1])
+print(json.dumps({**module["_describe_command"](), "place": module["_describe_place"]()}))
+"""
+_SHA256 = "[core]\n\trepositoryformatversion = 1\n[extensions]\n\tobjectFormat = sha256\n"
+# Options and operands: name, value and help.
+_COPY_OPTIONS = """
+--link                   PATH...  link these paths of the work tree, too
+--no-links               -        don't link what git ignores
+--project-directory      DIR      a directory of the project; default: this one
+--experiments-directory  DIR      where the experiments are
+"""
+_FREEZE = """
+commit         COMMIT  copy this commit, or that of the experiment with this ID; default: HEAD
+--allow-dirty  -       copy a snapshot of uncommitted changes
+--remove       -       remove the copies that no living run uses
+"""
+_REPEAT = """
+id      ID  the experiment
+--rtol  X   numbers count as equal up to this relative difference
+--json  -   print JSON, and what the run prints on stderr
+"""
+
+
+def _parse_options(name, table, words):
+    """Parse the options and operands of a command."""
+    import argparse
+
+    parser = argparse.ArgumentParser(prog=f"meticulous {name}")
+    for line in (table + _COPY_OPTIONS).split("\n"):
+        option, value, text = (line.split(None, 2) + [""] * 3)[:3]
+        kind: "Any" = {"action": "store_true"} if value == "-" else {"metavar": value, "default": ""}
+        if value.endswith("..."):
+            kind = {"metavar": value[:-3], "nargs": "+", "default": []}
+        elif option[:1] != "-":
+            kind["nargs"] = "?"
+        if option:
+            parser.add_argument(option, help=text, **kind)
+    return parser.parse_args(words)
+
+
+def _find_project(options):
+    """Return the work tree and the experiments directory that the options mean."""
+    project = _find_original(options.project_directory)
+    try:
+        directory = options.experiments_directory or _find_directory(project)
+    except QueryException:
+        directory = os.path.join(project, "experiments")  # that of the first experiment
+    return _find_work_tree(project), _find_original(directory)
+
+
+def _find_commit(work_tree, name):
+    answer = _git(["rev-parse", "-q", "--verify", f"{name}^{{commit}}"], work_tree)
+    if answer.code:
+        raise QueryException(f"There is no commit {name!r} in {work_tree}, and no experiment of that ID.")
+    return answer.stdout.decode().strip()
+
+
+def _copy_repository(work_tree, copy, sha):
+    """Make *copy* a repository in which the commit *sha* of *work_tree* is checked out, with its submodules.
+
+    It borrows the objects. Not by `git worktree`, which git 1.8.3 lacks.
+    """
+    import json
+
+    # A git before 2.5, which has no linked work trees, prints an option that it doesn't know.
+    output = _ask_git(["rev-parse", "--git-common-dir", "--git-dir"], work_tree)
+    common, own = os.fsdecode(output).splitlines()
+    inside = os.path.abspath(os.path.join(work_tree, own if common.startswith("--") else common))
+    # Its configuration has filters and line ends, without which the same commit gives other files.
+    config = json.dumps(os.path.join(inside, "config"), ensure_ascii=False)
+    files = {
+        "HEAD": sha,
+        "refs/.keep": "",
+        "objects/info/alternates": os.path.join(inside, "objects"),
+        "config": f"{_SHA256 * (len(sha) == 64)}[include]\n\tpath = {config}",
+        "info/exclude": "*",  # what is added is not a change, also to a script that allows them
+        _ORIGINAL: work_tree,
+    }
+    for name, text in files.items():
+        path = os.path.join(copy, ".git", name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        _create_file(path, os.fsencode(text + "\n"))
+    _ask_git(["reset", "-q", "--hard"], copy)
+    listing = os.fsdecode(_ask_git(["ls-files", "-s", "-z"], copy))
+    for commit, path in re.findall(r"160000 (\w+) 0\t([^\0]+)", listing):
+        if os.path.exists(os.path.join(work_tree, path, ".git")):
+            _copy_repository(os.path.join(work_tree, path), os.path.join(copy, path), commit)
+
+
+def _add_ignored(work_tree, copy, directory, options):
+    """Add to *copy* what git ignores in *work_tree*: Python files as copies, all else as symbolic links."""
+    status = _ask_git(["status", "--porcelain", "-z", "--ignored", "-unormal"], work_tree)
+    ignored = re.findall(r"(?<![^\0])!! ([^\0]+?)/?\0", os.fsdecode(status))
+    links = [os.path.relpath(_find_original(path), work_tree) for path in options.link]
+    for name in ignored + links:
+        source, target = os.path.join(work_tree, name), os.path.join(copy, name)
+        is_asked = name in links or not (options.no_links or re.fullmatch(_CACHES, name))
+        try:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            if os.path.lexists(target) or os.path.realpath(source) == os.path.realpath(directory):
+                continue
+            if name.endswith(".py"):
+                _write_file(target, _read_file(source))
+            elif is_asked:
+                os.symlink(source, target)
+        except (FileExistsError, NotADirectoryError):
+            pass  # another process was faster, or this commit has a file there
+
+
+def _make_copy(work_tree, directory, sha, options):
+    """Return the path of the copy of the commit *sha* in the experiments *directory*; make it if it is missing."""
+    copy = os.path.join(directory, _COPIES, sha + "-without-links" * options.no_links)
+    # A hidden name that the start of an experiment sweeps when it is old.
+    build = os.path.join(directory, _BUILD_PREFIX + _unique_name())
+    os.makedirs(os.path.dirname(copy), exist_ok=True)
+    try:
+        if not os.path.isdir(copy):
+            _copy_repository(work_tree, build, sha)
+            os.rename(build, copy)
+    except OSError:
+        if not os.path.isdir(copy):  # else another process was faster
+            raise
+    finally:
+        _remove_folder(build)
+    _add_ignored(work_tree, copy, directory, options)
+    return copy
+
+
+def _remove_copies(directory):
+    """Remove the copies that no living run uses."""
+    readers = Experiments(experiments_directory=directory)
+    used = [f"{r.metadata.get('directory')}{os.sep}" for r in readers if r.status.startswith("RUNNING")]
+    copies = os.path.join(os.path.realpath(directory), _COPIES, "")
+    for name in os.listdir(copies) if os.path.isdir(copies) else ():
+        if not any(path.startswith(copies + name + os.sep) for path in used):
+            hidden = os.path.join(directory, _BUILD_PREFIX + _unique_name())
+            os.rename(copies + name, hidden)  # so that nobody is given a part of it
+            _remove_folder(hidden)
+
+
+def _freeze(words):
+    """Print the path of a copy of the project, made once for each commit; returns the exit code."""
+    options = _parse_options("freeze", _FREEZE, words)
+    work_tree, directory = _find_project(options)
+    if options.remove:
+        _remove_copies(directory)
+        return 0
+    if options.commit:
+        metadata = _load_mapping(os.path.join(directory, options.commit, "metadata.json"))
+        sha = _find_commit(work_tree, metadata.get("githead-sha", options.commit))
+    else:
+        sha = _prepare_repository(
+            work_tree, directory, lambda: os.makedirs(directory, exist_ok=True), options.allow_dirty
+        ).sha
+    copy = _make_copy(work_tree, directory, sha, options)
+    project = os.path.relpath(_find_original(options.project_directory), work_tree)
+    sys.stdout.write(os.path.normpath(os.path.join(copy, project)) + "\n")
+    return 0
+
+
+def _list_values(value, name=""):
+    """Yield the names and values of what is in nested dicts and lists: "loss.0", 0.3."""
+    if value and isinstance(value, (dict, list)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _list_values(item, f"{name}.{key}" if name else str(key))
+    elif name:
+        yield name, value
+
+
+def _compare_values(values, rtol):
+    """Return {name: "old -> new"} for what differs between two dicts; NaN equals NaN."""
+    import math
+
+    old, new = (dict(_list_values(value)) for value in values)
+    different = {}
+    for name in {**old, **new}:
+        pair = first, second = old.get(name), new.get(name)
+        are_close = all(map(_is_number, pair)) and math.isclose(first, second, rel_tol=rtol)
+        if not are_close and first != second and (first == first or second == second):
+            different[name] = " -> ".join(_dump_cell(value) or "-" for value in pair)
+    return different
+
+
+def _list_surroundings(metadata):
+    """Return what may explain that a result differs."""
+    packages = dict(re.findall("(?m)^(.*)==(.*)", metadata.get("packages", "")))
+    values = _list_values({**metadata, "packages": packages})
+    return {name: value for name, value in values if re.match(_SURROUNDINGS, name)}
+
+
+class _Repetition:
+    """A run that repeats the experiment of the reader *old*."""
+
+    def __init__(self, old, work_tree, directory, copy):
+        self.old, self.directory = old, directory
+        tops = "|".join(map(re.escape, (work_tree, os.path.realpath(work_tree))))
+        experiments = re.escape(os.path.relpath(directory, work_tree))
+        pattern = rf"(?<![^=:])(?:{tops})(?!/{experiments}(?:/|\Z))(?=[/:]|\Z)"
+        words, self.recorded = old.metadata.get("command-line", []), str(old.metadata.get("directory"))
+        if words[1:2] in ([], ["-"]):
+            raise QueryException(f"{old.curexpdir} can't be repeated: the record does not tell how it was started.")
+        # Paths of the work tree are in the copy now.
+        modules = os.environ.get("PYTHONPATH", "")
+        self.folder, modules, *words = (
+            re.sub(pattern, lambda match: copy, word) for word in (self.recorded, modules, *words[1:])
+        )
+        if not os.path.isdir(self.folder):
+            raise QueryException(f"{old.curexpdir} ran in {self.folder}, which is not there.")
+        executable = old.metadata.get("executable", "")
+        if not os.access(executable, os.X_OK):
+            _warn(f"{executable} is not there any more: {sys.executable} runs it.")
+            executable = sys.executable
+        self.command = [executable, *words]
+        own = {_REPEATS_VARIABLE: old.expid, "PYTHONPATH": modules, "METICULOUS_NORECORD": ""}
+        self.environment = {**_read_environment(), **own}
+
+    def explain(self, metadata):
+        """Return by name what differs between the recorded surroundings and those in *metadata*."""
+        values = [word.rpartition("=")[2] for word in self.command[1:]]
+        values += [value for value in self.old.args.values() if isinstance(value, str)]
+        missing = [
+            value
+            for value in values
+            if re.fullmatch(r"(?!\S*://)\S+", value)
+            and not os.path.exists(os.path.join(self.folder, value))
+            and ("/" in value or os.path.exists(os.path.join(self.recorded, value)))
+        ]
+        changes = _compare_values(map(_list_surroundings, (self.old.metadata, metadata)), 0)
+        return {**changes, "not there": ", ".join(sorted(set(missing)))} if missing else changes
+
+    def probe(self):
+        """Return what a record that began now would have as metadata."""
+        import json
+        from subprocess import DEVNULL, PIPE, run
+
+        command = [self.command[0], "-c", _PROBE, os.path.abspath(__file__)]
+        answer = run(command, cwd=self.folder, env=self.environment, stdout=PIPE, stderr=DEVNULL)
+        return {**json.loads(answer.stdout.decode() or "{}"), "githead-sha": self.old.sha}
+
+    def run(self, stdout):
+        """Run the command to its end, passing signals on; return the reader of its record, or None."""
+        from subprocess import Popen
+
+        restore_signals = _block_signals()
+        process = Popen(
+            self.command, cwd=self.folder, env=self.environment, stdout=stdout, preexec_fn=restore_signals
+        )  # fmt: skip
+        process.returncode = _wait_for_command(process.pid, set())[0]
+        restore_signals()
+        readers = [
+            reader
+            for reader in Experiments(experiments_directory=self.directory)
+            if reader.metadata.get("repeats") == self.old.expid
+            and process.pid in (attempt.get("pid") for attempt in _get_attempts(reader.metadata))
+        ]
+        # A script may make several. The last, because the pid may have been another's before.
+        return min(reversed(readers), key=lambda reader: reader.args != self.old.args, default=None)
+
+
+def _repeat(words):
+    """Run an experiment again and print the verdict; returns its exit code."""
+    options = _parse_options("repeat", _REPEAT, words)
+    rtol = float(options.rtol or 0)
+    work_tree, directory = _find_project(options)
+    names = _find_experiment(directory, options.id)
+    if len(names) != 1:
+        raise QueryException(f"{options.id!r} is not one experiment in {directory}.")
+    old = ExperimentReader(os.path.join(directory, names[0]))
+    copy = _make_copy(work_tree, directory, _find_commit(work_tree, old.sha), options)
+    repetition = _Repetition(old, work_tree, directory, copy)
+    metadata = repetition.probe()
+    for name, text in repetition.explain(metadata).items():
+        _warn(f"{name}: {text}")
+    new = repetition.run(sys.stderr if options.json else None)
+    verdict, differences = "FAILED", {}
+    if new is not None and new.status == "SUCCESS":
+        differences = _compare_values([old.summary, new.summary], rtol)
+        verdict = "DIFFERS" if differences else "REPRODUCED"
+        verdict = verdict if old.summary else "NOTHING TO COMPARE"
+    readers, changes = list(filter(None, (old, new))), repetition.explain(new.metadata if new else metadata)
+    rows = list(map(_read_row, readers))
+    result = f"{new.expid}: {new.status} {new.status_message}".rstrip() if new else "nothing was recorded"
+    lines = [f"{verdict}  {old.expid} -> {result}"]
+    for title, pairs in (("summary", differences), ("what else differs", changes)):
+        lines += _format_pairs(title, pairs.items()) if pairs else []
+    more = {"verdict": verdict, "differences": differences, "changes": changes}
+    text = _format_json(rows, _find_columns(rows), **more) if options.json else "\n".join(lines)
+    sys.stdout.write(_encodable(text + "\n", sys.stdout))
+    return _VERDICTS.index(verdict)
+
+
 # === Command line =============================================================
 # List, show and compare experiments.
 
@@ -4746,6 +5073,8 @@ _COMMANDS = {
     "diff": (_diff, "Compare two experiments: arguments, results and commits."),
     "path": (_path, "Print the path of an experiment's folder."),
     "run": (_run, "Record any command: run [OPTIONS] -- COMMAND [ARGUMENT ...]"),
+    "freeze": (_freeze, "Print the path of a copy of the code that stays as it is."),
+    "repeat": (_repeat, "Run an experiment again, and compare the results."),
 }
 
 
