@@ -4645,6 +4645,9 @@ def _add_ignored(work_tree, copy, directory, options):
     status = _ask_git(["status", "--porcelain", "-z", "--ignored", "-unormal"], work_tree)
     ignored = re.findall(r"(?<![^\0])!! ([^\0]+?)/?\0", os.fsdecode(status))
     links = [os.path.relpath(_find_original(path), work_tree) for path in options.link]
+    for name in links:
+        if name.startswith(os.pardir) or not os.path.exists(os.path.join(work_tree, name)):
+            raise QueryException(f"There is no {name!r} in {work_tree}: --link takes paths of the work tree.")
     for name in ignored + links:
         source, target = os.path.join(work_tree, name), os.path.join(copy, name)
         is_asked = name in links or not (options.no_links or re.fullmatch(_CACHES, name))
@@ -4779,7 +4782,7 @@ class _Repetition:
             and ("/" in value or os.path.exists(os.path.join(self.recorded, value)))
         ]
         changes = _compare_values(map(_list_surroundings, (self.old.metadata, metadata)), 0)
-        return {**changes, "not there": ", ".join(sorted(set(missing)))} if missing else changes
+        return {**changes, "not there": ", ".join(sorted(map(repr, set(missing))))} if missing else changes
 
     def probe(self):
         """Return what a record that began now would have as metadata."""
