@@ -2595,18 +2595,17 @@ def _find_original(directory):
     Raises GitException if the original was moved or deleted.
     """
     path = os.path.abspath(directory)
-    tops = (folder for folder in _list_parents(path) if os.path.exists(os.path.join(folder, ".git")))
-    top = next(tops, path)
-    marker = os.path.join(top, ".git", _ORIGINAL)
-    if not os.path.isfile(marker):
-        return path
-    original = os.fsdecode(_read_file(marker)[:-1])
-    if not os.path.exists(os.path.join(original, ".git")):
-        raise GitException(
-            f"{top} is a frozen copy of {original}, which was moved or deleted.\n"
-            "Run `meticulous freeze` where the project is now, and start from the path that it prints."
-        )
-    return os.path.normpath(os.path.join(original, os.path.relpath(path, top)))
+    for top in _list_parents(path):
+        marker = os.path.join(top, ".git", _ORIGINAL)
+        if os.path.isfile(marker):
+            original = os.fsdecode(_read_file(marker)[:-1])
+            if os.path.exists(os.path.join(original, ".git")):
+                return os.path.normpath(os.path.join(original, os.path.relpath(path, top)))
+            raise GitException(
+                f"{top} is a frozen copy of {original}, which was moved or deleted.\n"
+                "Run `meticulous freeze` where the project is now, and start from the path that it prints."
+            )
+    return path
 
 
 def _check_description(description):
@@ -4592,13 +4591,13 @@ def _parse_options(name, table, words):
 
 
 def _find_project(options):
-    """Return the work tree and the experiments directory that the options mean."""
+    """Return the project's directory, the work tree and the experiments directory that the options mean."""
     project = _find_original(options.project_directory)
     try:
         directory = options.experiments_directory or _find_directory(project)
     except QueryException:
         directory = os.path.join(project, "experiments")  # that of the first experiment
-    return _find_work_tree(project), _find_original(directory)
+    return project, _find_work_tree(project), _find_original(directory)
 
 
 def _find_commit(work_tree, name):
@@ -4648,14 +4647,12 @@ def _add_ignored(work_tree, copy, directory, options):
     for name in links:
         if name.startswith(os.pardir) or not os.path.exists(os.path.join(work_tree, name)):
             raise QueryException(f"There is no {name!r} in {work_tree}: --link takes paths of the work tree.")
-    for name in ignored + links:
+    for name in {*ignored, *links} - {os.path.relpath(directory, work_tree)}:
         source, target = os.path.join(work_tree, name), os.path.join(copy, name)
         is_asked = name in links or not (options.no_links or re.fullmatch(_CACHES, name))
         try:
             os.makedirs(os.path.dirname(target), exist_ok=True)
-            if os.path.lexists(target) or os.path.realpath(source) == os.path.realpath(directory):
-                continue
-            if name.endswith(".py"):
+            if name.endswith(".py") and not os.path.lexists(target):
                 _write_file(target, _read_file(source))
             elif is_asked:
                 os.symlink(source, target)
@@ -4697,7 +4694,7 @@ def _remove_copies(directory):
 def _freeze(words):
     """Print the path of a copy of the project, made once for each commit; returns the exit code."""
     options = _parse_options("freeze", _FREEZE, words)
-    work_tree, directory = _find_project(options)
+    project, work_tree, directory = _find_project(options)
     if options.remove:
         _remove_copies(directory)
         return 0
@@ -4709,8 +4706,7 @@ def _freeze(words):
             work_tree, directory, lambda: os.makedirs(directory, exist_ok=True), options.allow_dirty
         ).sha
     copy = _make_copy(work_tree, directory, sha, options)
-    project = os.path.relpath(_find_original(options.project_directory), work_tree)
-    sys.stdout.write(os.path.normpath(os.path.join(copy, project)) + "\n")
+    sys.stdout.write(os.path.normpath(os.path.join(copy, os.path.relpath(project, work_tree))) + "\n")
     return 0
 
 
@@ -4723,16 +4719,17 @@ def _list_values(value, name=""):
         yield name, value
 
 
-def _compare_values(values, rtol):
+def _compare_values(values, rtol=0):
     """Return {name: "old -> new"} for what differs between two dicts; NaN equals NaN."""
     import math
 
     old, new = (dict(_list_values(value)) for value in values)
     different = {}
     for name in {**old, **new}:
-        pair = first, second = old.get(name), new.get(name)
-        are_close = all(map(_is_number, pair)) and math.isclose(first, second, rel_tol=rtol)
-        if not are_close and first != second and (first == first or second == second):
+        pair: "Any" = (old.get(name), new.get(name))
+        first, second = pair
+        are_close = all(map(_is_number, pair)) and math.isclose(*pair, rel_tol=rtol)
+        if first != second and not are_close and (first == first or second == second):
             different[name] = " -> ".join(_dump_cell(value) or "-" for value in pair)
     return different
 
@@ -4744,104 +4741,110 @@ def _list_surroundings(metadata):
     return {name: value for name, value in values if re.match(_SURROUNDINGS, name)}
 
 
-class _Repetition:
-    """A run that repeats the experiment of the reader *old*."""
+def _list_missing(values, recorded, directory):
+    """Return the paths among *values* that are missing in *directory*, which is a copy of *recorded*."""
+    return sorted(
+        repr(value)
+        for value in {str(value).rpartition("=")[2] for value in values}
+        if re.fullmatch(r"(?!\S*://)\S+", value)
+        and not os.path.exists(os.path.join(directory, value))
+        and ("/" in value or os.path.exists(os.path.join(recorded, value)))
+    )
 
-    def __init__(self, old, work_tree, directory, copy):
-        self.old, self.directory = old, directory
-        tops = "|".join(map(re.escape, (work_tree, os.path.realpath(work_tree))))
-        experiments = re.escape(os.path.relpath(directory, work_tree))
-        pattern = rf"(?<![^=:])(?:{tops})(?!/{experiments}(?:/|\Z))(?=[/:]|\Z)"
-        words, self.recorded = old.metadata.get("command-line", []), str(old.metadata.get("directory"))
-        if words[1:2] in ([], ["-"]):
-            raise QueryException(f"{old.curexpdir} can't be repeated: the record does not tell how it was started.")
-        # Paths of the work tree are in the copy now.
-        modules = os.environ.get("PYTHONPATH", "")
-        self.folder, modules, *words = (
-            re.sub(pattern, lambda match: copy, word) for word in (self.recorded, modules, *words[1:])
+
+def _probe(executable, place):
+    """Return what a record that *executable* began now would have as metadata."""
+    import json
+    from subprocess import DEVNULL, PIPE, run
+
+    answer = run([executable, "-c", _PROBE, os.path.abspath(__file__)], stdout=PIPE, stderr=DEVNULL, **place)
+    return json.loads(answer.stdout.decode() or "{}")
+
+
+def _run_again(command, stdout, place):
+    """Run a command to its end, passing signals on; returns its process id."""
+    from subprocess import Popen
+
+    restore_signals = _block_signals()
+    process = Popen(command, stdout=stdout, preexec_fn=restore_signals, **place)
+    process.returncode = _wait_for_command(process.pid, set())[0]
+    restore_signals()
+    return process.pid
+
+
+def _find_repetition(directory, old, process_id):
+    """Return the reader of what the process *process_id* has just recorded; None if there is nothing."""
+    readers = [
+        reader
+        for reader in Experiments(experiments_directory=directory)
+        if reader.metadata.get("repeats") == old.expid
+        and process_id in (attempt.get("pid") for attempt in _get_attempts(reader.metadata))
+    ]
+    # A script may make several. The last, because the process id may have been another's before.
+    return min(reversed(readers), key=lambda reader: reader.args != old.args, default=None)
+
+
+def _prepare_repetition(old, work_tree, directory, copy):
+    """Return the command that repeats *old* in *copy*, and Popen's keywords for it."""
+    tops = "|".join(map(re.escape, (work_tree, os.path.realpath(work_tree))))
+    experiments = re.escape(os.path.relpath(directory, work_tree))
+    # A path in the work tree is in the copy now, but for that of the experiments.
+    path = rf"(?<![^=:])(?:{tops})(?!/{experiments}(?:/|\Z))(?=[/:]|\Z)"
+    executable, words = old.metadata.get("executable", ""), old.metadata.get("command-line", [])
+    if words[1:2] in ([], ["-"]):
+        raise QueryException(
+            f"{old.curexpdir} can't be repeated: the record does not tell how it was started."
         )
-        if not os.path.isdir(self.folder):
-            raise QueryException(f"{old.curexpdir} ran in {self.folder}, which is not there.")
-        executable = old.metadata.get("executable", "")
-        if not os.access(executable, os.X_OK):
-            _warn(f"{executable} is not there any more: {sys.executable} runs it.")
-            executable = sys.executable
-        self.command = [executable, *words]
-        own = {_REPEATS_VARIABLE: old.expid, "PYTHONPATH": modules, "METICULOUS_NORECORD": ""}
-        self.environment = {**_read_environment(), **own}
-
-    def explain(self, metadata):
-        """Return by name what differs between the recorded surroundings and those in *metadata*."""
-        values = [word.rpartition("=")[2] for word in self.command[1:]]
-        values += [value for value in self.old.args.values() if isinstance(value, str)]
-        missing = [
-            value
-            for value in values
-            if re.fullmatch(r"(?!\S*://)\S+", value)
-            and not os.path.exists(os.path.join(self.folder, value))
-            and ("/" in value or os.path.exists(os.path.join(self.recorded, value)))
-        ]
-        changes = _compare_values(map(_list_surroundings, (self.old.metadata, metadata)), 0)
-        return {**changes, "not there": ", ".join(sorted(map(repr, set(missing))))} if missing else changes
-
-    def probe(self):
-        """Return what a record that began now would have as metadata."""
-        import json
-        from subprocess import DEVNULL, PIPE, run
-
-        command = [self.command[0], "-c", _PROBE, os.path.abspath(__file__)]
-        answer = run(command, cwd=self.folder, env=self.environment, stdout=PIPE, stderr=DEVNULL)
-        return {**json.loads(answer.stdout.decode() or "{}"), "githead-sha": self.old.sha}
-
-    def run(self, stdout):
-        """Run the command to its end, passing signals on; return the reader of its record, or None."""
-        from subprocess import Popen
-
-        restore_signals = _block_signals()
-        process = Popen(
-            self.command, cwd=self.folder, env=self.environment, stdout=stdout, preexec_fn=restore_signals
-        )  # fmt: skip
-        process.returncode = _wait_for_command(process.pid, set())[0]
-        restore_signals()
-        readers = [
-            reader
-            for reader in Experiments(experiments_directory=self.directory)
-            if reader.metadata.get("repeats") == self.old.expid
-            and process.pid in (attempt.get("pid") for attempt in _get_attempts(reader.metadata))
-        ]
-        # A script may make several. The last, because the pid may have been another's before.
-        return min(reversed(readers), key=lambda reader: reader.args != self.old.args, default=None)
+    texts = old.metadata.get("directory", ""), os.environ.get("PYTHONPATH", ""), *words[1:]
+    folder, modules, *words = (re.sub(path, lambda match: copy, text) for text in texts)
+    if not os.path.isdir(folder):
+        raise QueryException(f"{old.curexpdir} ran in {folder}, which is not there.")
+    if not os.access(executable, os.X_OK):
+        _warn(f"{executable} is not there any more: {sys.executable} runs it.")
+        executable = sys.executable
+    own = {_REPEATS_VARIABLE: old.expid, "PYTHONPATH": modules, "METICULOUS_NORECORD": ""}
+    return [executable, *words], {"cwd": folder, "env": {**_read_environment(), **own}}
 
 
 def _repeat(words):
     """Run an experiment again and print the verdict; returns its exit code."""
     options = _parse_options("repeat", _REPEAT, words)
     rtol = float(options.rtol or 0)
-    work_tree, directory = _find_project(options)
+    _, work_tree, directory = _find_project(options)
     names = _find_experiment(directory, options.id)
     if len(names) != 1:
         raise QueryException(f"{options.id!r} is not one experiment in {directory}.")
     old = ExperimentReader(os.path.join(directory, names[0]))
     copy = _make_copy(work_tree, directory, _find_commit(work_tree, old.sha), options)
-    repetition = _Repetition(old, work_tree, directory, copy)
-    metadata = repetition.probe()
-    for name, text in repetition.explain(metadata).items():
-        _warn(f"{name}: {text}")
-    new = repetition.run(sys.stderr if options.json else None)
+    command, place = _prepare_repetition(old, work_tree, directory, copy)
+
+    def explain(metadata):
+        changes = _compare_values(map(_list_surroundings, (old.metadata, metadata)))
+        recorded = old.metadata["directory"]
+        missing = _list_missing([*command, *old.args.values()], recorded, place["cwd"])
+        return {**changes, "not there": ", ".join(missing)} if missing else changes
+
+    metadata = {**_probe(command[0], place), "githead-sha": old.sha}
+    for item in explain(metadata).items():
+        _warn(": ".join(item))
+    new = _find_repetition(
+        directory, old, _run_again(command, sys.stderr if options.json else None, place)
+    )  # fmt: skip
     verdict, differences = "FAILED", {}
     if new is not None and new.status == "SUCCESS":
         differences = _compare_values([old.summary, new.summary], rtol)
         verdict = "DIFFERS" if differences else "REPRODUCED"
         verdict = verdict if old.summary else "NOTHING TO COMPARE"
-    readers, changes = list(filter(None, (old, new))), repetition.explain(new.metadata if new else metadata)
-    rows = list(map(_read_row, readers))
+    changes = explain(new.metadata if new else metadata)
     result = f"{new.expid}: {new.status} {new.status_message}".rstrip() if new else "nothing was recorded"
     lines = [f"{verdict}  {old.expid} -> {result}"]
     for title, pairs in (("summary", differences), ("what else differs", changes)):
         lines += _format_pairs(title, pairs.items()) if pairs else []
-    more = {"verdict": verdict, "differences": differences, "changes": changes}
-    text = _format_json(rows, _find_columns(rows), **more) if options.json else "\n".join(lines)
-    sys.stdout.write(_encodable(text + "\n", sys.stdout))
+    if options.json:
+        rows = [_read_row(reader) for reader in (old, new) if reader]
+        more = {"verdict": verdict, "differences": differences, "changes": changes}
+        lines = [_format_json(rows, _find_columns(rows), **more)]
+    sys.stdout.write(_encodable("\n".join(lines) + "\n", sys.stdout))
     return _VERDICTS.index(verdict)
 
 

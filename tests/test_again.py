@@ -170,7 +170,17 @@ def test_ignored_data_is_linked_and_ignored_python_is_copied(project):
     (project.path / ".git" / "info" / "exclude").write_text(".pytest_cache\n.env\n")
     project.write(".env", "")
     copy = freeze(project)
-    names = {".env", ".git", ".gitignore", "README", "data", "generated.py", "libs", "meticulous.py", "train.py"}
+    names = {
+        ".env",
+        ".git",
+        ".gitignore",
+        "README",
+        "data",
+        "generated.py",
+        "libs",
+        "meticulous.py",
+        "train.py",
+    }
     assert set(os.listdir(str(copy))) == names
     assert os.readlink(str(copy / "data")) == str(project.path / "data")
     assert os.readlink(str(copy / "libs" / "weights.bin")) == str(project.path / "libs" / "weights.bin")
@@ -206,7 +216,7 @@ def test_link_that_leads_nowhere_is_an_error(project, path):
 
 
 def test_names_that_git_quotes(project):
-    name = "d\u00e4ta \"quoted\" #1"
+    name = 'd\u00e4ta "quoted" #1'
     project.write(name + "/x", "")
     project.write(".gitignore", f"experiments\n{name}\n")
     project.commit()
@@ -243,13 +253,17 @@ def test_submodules_are_at_their_commits_without_network(project, make_repo, tmp
     library = make_repo(tmp_path / "library")
     library.write("library.py", "VERSION = 1\n")
     library.commit()
-    project.git("-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(library.path), "libs/one")
+    project.git(
+        "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(library.path), "libs/one"
+    )
     project.write("train.py", TRAIN + "\nimport sys; sys.path.append('libs/one')\nimport library\n")
     project.commit("Add a submodule")
     shutil.rmtree(str(library.path))
     inner = project.path / "libs" / "one"
     copy = freeze(project)
-    project.git("-C", str(inner), "-c", "user.name=x", "-c", "user.email=x", "commit", "-qm", "x", "--allow-empty")
+    project.git(
+        "-C", str(inner), "-c", "user.name=x", "-c", "user.email=x", "commit", "-qm", "x", "--allow-empty"
+    )
     project.commit("Move the submodule on")
     assert (copy / "libs" / "one" / "library.py").read_text() == "VERSION = 1\n"
     assert project.git("-C", str(copy), "status", "--porcelain") == ""
@@ -295,7 +309,7 @@ def test_killed_in_between_blocks_nobody(project, tmp_path):
     case "$*" in *reset*) exec GIT "$@" & echo started >&2; kill -9 $PPID; exit;; esac
     exec GIT "$@"
     """
-    path = make_stand_in(tmp_path, textwrap.dedent(source).replace("exec GIT \"$@\" &", ""))
+    path = make_stand_in(tmp_path, textwrap.dedent(source).replace('exec GIT "$@" &', ""))
     result = command(project, "freeze", env={"PATH": path})
     assert (result.code, result.stdout) == (-signal.SIGKILL, "")
     assert list_copies(project) == []
@@ -379,6 +393,38 @@ def test_remove_keeps_only_the_copy_of_a_living_run(project):
     assert command(project, "freeze", "--remove").code == 0
     assert list_copies(project) == []
     assert (project.path / "data" / "numbers.txt").exists()
+
+
+HAS_SNAPSHOTS = pytest.mark.skipif(
+    not hasattr(meticulous, "_take_snapshot"), reason="there are no snapshots yet"
+)
+
+
+@HAS_SNAPSHOTS
+def test_copy_of_a_snapshot(project):
+    sha = head(project)
+    project.write("train.py", TRAIN + "import new\n")
+    project.write("new.py", "")
+    before = list_state(project)
+    copy = freeze(project, "--allow-dirty")
+    assert list_state(project) == before
+    assert copy.name != sha and (copy / "new.py").exists()
+    project.git("checkout", "--quiet", ".")
+    result = python(project, "train.py", cwd=copy, env={"METICULOUS_ALLOW_DIRTY": "1"})
+    assert result.code == 0, result
+    assert load(project, 1)["githead-sha"] == copy.name
+    assert freeze(project, "--allow-dirty").name != copy.name
+
+
+@HAS_SNAPSHOTS
+def test_repeated_snapshot(project):
+    sha = head(project)
+    project.write("train.py", TRAIN.replace("sum(", "max("))
+    assert python(project, "train.py", "--allow-dirty").code == 0
+    project.git("checkout", "--quiet", ".")
+    result = command(project, "repeat", "1")
+    assert (result.code, result.stdout) == (0, "REPRODUCED  1 -> 2: SUCCESS\n")
+    assert load(project, 2)["githead-sha"] == load(project, 1)["githead-sha"] != sha
 
 
 # --- repeat
