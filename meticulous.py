@@ -2708,8 +2708,9 @@ class _Record:
             **_describe_command(),
             "place": _describe_place(),
             "attempts": [self.attempt],
-            **{"repeats": os.environ[name] for name in (_REPEATS_VARIABLE,) if name in os.environ},
         }
+        if _REPEATS_VARIABLE in os.environ:
+            self.metadata["repeats"] = os.environ[_REPEATS_VARIABLE]
 
     def create(self, directory, name, args, default_args, undo):
         """Make the folder *name*, or the next numbered one; return False if *name* is there already.
@@ -2929,7 +2930,9 @@ class Experiment:
         _check_directory("project_directory", project_directory)
         _check_directory("experiments_directory", experiments_directory)
         name, description = _check_id(experiment_id), _check_description(description)
-        name = None if _is_set(_REPEATS_VARIABLE) else name  # a repetition must not resume what it repeats
+        name = (
+            None if _REPEATS_VARIABLE in os.environ else name
+        )  # a repetition must not resume what it repeats
         args = _check_mapping("args", {} if args is None else args)
         if default_args is not None:
             default_args = _check_mapping("default_args", default_args)
@@ -4661,7 +4664,7 @@ def _add_ignored(work_tree, copy, directory, options):
 
 
 def _make_copy(work_tree, directory, sha, options):
-    """Return the path of the copy of the commit *sha* in the experiments *directory*; make it if it is missing."""
+    """Return the path of the copy of the commit *sha* in the experiments *directory*, which may be new."""
     copy = os.path.join(directory, _COPIES, sha + "-without-links" * options.no_links)
     # A hidden name that the start of an experiment sweeps when it is old.
     build = os.path.join(directory, _BUILD_PREFIX + _unique_name())
@@ -4720,7 +4723,7 @@ def _list_values(value, name=""):
 
 
 def _compare_values(values, rtol=0):
-    """Return {name: "old -> new"} for what differs between two dicts; NaN equals NaN."""
+    """Return {name: "old -> new"} of what differs between two dicts, nested ones too; NaN equals NaN."""
     import math
 
     old, new = (dict(_list_values(value)) for value in values)
@@ -4753,12 +4756,12 @@ def _list_missing(values, recorded, directory):
 
 
 def _probe(executable, place):
-    """Return what a record that *executable* began now would have as metadata."""
+    """Return what a record that *executable* began now would have as metadata; {} if it can't say."""
     import json
     from subprocess import DEVNULL, PIPE, run
 
     answer = run([executable, "-c", _PROBE, os.path.abspath(__file__)], stdout=PIPE, stderr=DEVNULL, **place)
-    return json.loads(answer.stdout.decode() or "{}")
+    return json.loads(b"".join(answer.stdout.splitlines()[-1:]).decode() or "{}")
 
 
 def _run_again(command, stdout, place):
@@ -4809,7 +4812,9 @@ def _prepare_repetition(old, work_tree, directory, copy):
 def _repeat(words):
     """Run an experiment again and print the verdict; returns its exit code."""
     options = _parse_options("repeat", _REPEAT, words)
-    rtol = float(options.rtol or 0)
+    rtol = options.rtol or "0"
+    if not re.fullmatch(r"[0-9]*\.?[0-9]+(e-?[0-9]+)?", rtol, re.IGNORECASE):
+        raise QueryException(f"--rtol {rtol!r} is not a number from 0 on.")
     _, work_tree, directory = _find_project(options)
     names = _find_experiment(directory, options.id)
     if len(names) != 1:
@@ -4824,7 +4829,7 @@ def _repeat(words):
         missing = _list_missing([*command, *old.args.values()], recorded, place["cwd"])
         return {**changes, "not there": ", ".join(missing)} if missing else changes
 
-    metadata = {**_probe(command[0], place), "githead-sha": old.sha}
+    metadata = {**old.metadata, **_probe(command[0], place)}
     for item in explain(metadata).items():
         _warn(": ".join(item))
     new = _find_repetition(
@@ -4832,7 +4837,7 @@ def _repeat(words):
     )  # fmt: skip
     verdict, differences = "FAILED", {}
     if new is not None and new.status == "SUCCESS":
-        differences = _compare_values([old.summary, new.summary], rtol)
+        differences = _compare_values([old.summary, new.summary], float(rtol))
         verdict = "DIFFERS" if differences else "REPRODUCED"
         verdict = verdict if old.summary else "NOTHING TO COMPARE"
     changes = explain(new.metadata if new else metadata)

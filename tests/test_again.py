@@ -582,6 +582,25 @@ def test_directory_below_the_top(project):
     assert load(project, 2)["directory"] == str(copy / "part")
 
 
+def test_id_zero(project):
+    assert python(project, "train.py", "--experiment-id", "0").code == 0
+    assert command(project, "repeat", "0").code == 0
+    assert (load(project, 1)["repeats"], len(load(project, 0)["attempts"])) == ("0", 1)
+
+
+@pytest.mark.parametrize("rtol", ["-1", "nan", "much"])
+def test_tolerance_that_makes_no_sense(project, rtol):
+    result = command(project, "repeat", "1", f"--rtol={rtol}")
+    assert result.code == 2 and f"--rtol {rtol!r}" in result.stderr
+
+
+def test_interpreter_that_prints_at_its_start(project, tmp_path):
+    assert python(project, "train.py").code == 0
+    (tmp_path / "sitecustomize.py").write_text("print('hello')\n")
+    result = command(project, "repeat", "1", env={"PYTHONPATH": tmp_path})
+    assert (result.code, result.stderr) == (0, "")
+
+
 def test_second_experiment_of_a_script(project):
     source = """
         from meticulous import Experiment
