@@ -59,6 +59,7 @@ order of its data; each chapter uses only names from the chapters above it:
         Tables               format rows as CSV, JSON, Markdown, LaTeX and text
     IV Use
         Run                  record any command
+        Again                copy the code of a commit, and repeat experiments
         Report               write experiments as one HTML page
         Command line         list, show and compare experiments
 """
@@ -2832,6 +2833,8 @@ def _is_reimported_main():
 # What a training script uses.
 
 _FOLDER_VARIABLE = "METICULOUS_EXPERIMENT_FOLDER"
+_REPEATS_VARIABLE = "METICULOUS_REPEATS"  # the ID of the experiment that `repeat` runs again
+_ORIGINAL = "meticulous-original"  # in the git directory of a frozen copy: the work tree that it is a copy of
 _NOT_FINITE = r'("(?:[^"\\]|\\.)*")|(NaN)|(-?)Infinity'
 _SMALLEST_BLOCK = 1024  # bytes; a file that is not empty has room for so many
 
@@ -2857,6 +2860,25 @@ def _is_set(variable):
 def _check_directory(name, path):
     if not isinstance(path, (str, os.PathLike)):
         raise InvalidArgsException(f"{name} must be a path, not {path!r}.")
+
+
+def _find_original(directory):
+    """Return the absolute path of *directory*; if it is in a frozen copy, the same directory of the original.
+
+    Raises GitException if the original was moved or deleted.
+    """
+    path = os.path.abspath(directory)
+    for top in _list_parents(path):
+        marker = os.path.join(top, ".git", _ORIGINAL)
+        if os.path.isfile(marker):
+            original = os.fsdecode(_read_file(marker)[:-1])
+            if os.path.exists(os.path.join(original, ".git")):
+                return os.path.normpath(os.path.join(original, os.path.relpath(path, top)))
+            raise GitException(
+                f"{top} is a frozen copy of {original}, which was moved or deleted.\n"
+                "Run `meticulous freeze` where the project is now, and start from the path that it prints."
+            )
+    return path
 
 
 def _check_description(description):
@@ -2963,6 +2985,8 @@ class _Record:
             "place": _describe_place(),
             "attempts": [self.attempt],
         }
+        if _REPEATS_VARIABLE in os.environ:
+            self.metadata["repeats"] = os.environ[_REPEATS_VARIABLE]
 
     def _begin(self):
         epoch = time.time()
@@ -3191,11 +3215,16 @@ class Experiment:
         _check_directory("project_directory", project_directory)
         _check_directory("experiments_directory", experiments_directory)
         name, description = _check_id(experiment_id), _check_description(description)
+        name = (
+            None if _REPEATS_VARIABLE in os.environ else name
+        )  # a repetition must not resume what it repeats
         args = _check_mapping("args", {} if args is None else args)
         if default_args is not None:
             default_args = _check_mapping("default_args", default_args)
         self.repo_directory = _find_work_tree(project_directory)
-        self.experiments_directory = os.path.abspath(os.path.join(project_directory, experiments_directory))
+        self.experiments_directory = os.path.abspath(
+            os.path.join(_find_original(project_directory), experiments_directory)
+        )
         try:
             self._start(
                 name, args, default_args, description, allow_dirty or _is_set("METICULOUS_ALLOW_DIRTY")
@@ -3911,7 +3940,7 @@ class Experiments:
 def _find_directory(project_directory):
     """Find the directory 'experiments' in *project_directory* or above it, up to the top of the project."""
     try:
-        start = folder = os.path.abspath(project_directory)
+        start = folder = _find_original(project_directory)
     except OSError:
         raise QueryException("The current directory is gone: name that of the experiments.") from None
     while not os.path.isdir(os.path.join(folder, "experiments")):
@@ -4730,6 +4759,293 @@ def _run(words):
     return _record_command(command, own)
 
 
+# === Again ====================================================================
+# Copy the code of a commit, where it stays while a job waits, and run experiments again in such copies.
+
+_COPIES = ".code"  # in the experiments directory
+_CACHES = r"(.*/)?(__pycache__|\.\w+_cache|[^/]*\.py[co])"
+_SURROUNDINGS = r"githead-sha|place\.(python|platform|host|gpus)|environment\.|packages\."
+_VERDICTS = ["REPRODUCED", "DIFFERS", "FAILED", "NOTHING TO COMPARE"]  # the exit codes are 0, 1, 2 and 3
+_PROBE = """
+import json, runpy, sys
+module = runpy.run_path(sys.argv[1])
+print(json.dumps({**module["_describe_command"](), "place": module["_describe_place"]()}))
+"""
+_SHA256 = "[core]\n\trepositoryformatversion = 1\n[extensions]\n\tobjectFormat = sha256\n"
+# Options and operands: name, value and help.
+_COPY_OPTIONS = """
+--link                   PATH...  link these paths of the work tree, too
+--no-links               -        don't link what git ignores
+"""
+_FREEZE = """
+commit         COMMIT  copy this commit, or that of the experiment with this ID; default: HEAD
+--allow-dirty  -       copy a snapshot of uncommitted changes
+--remove       -       remove the copies that no living run uses
+"""
+_REPEAT = """
+id      ID  the experiment
+--rtol  X   numbers count as equal up to this relative difference
+"""
+
+
+def _find_project(options):
+    """Return the project's directory, the work tree and the experiments directory that the options mean."""
+    project = _find_original(options.project_directory)
+    try:
+        directory = options.experiments_directory or _find_directory(project)
+    except QueryException:
+        directory = os.path.join(project, "experiments")  # that of the first experiment
+    return project, _find_work_tree(project), _find_original(directory)
+
+
+def _find_commit(work_tree, name):
+    answer = _git(["rev-parse", "-q", "--verify", f"{name}^{{commit}}"], work_tree)
+    if answer.code:
+        raise QueryException(f"There is no commit {name!r} in {work_tree}, and no experiment of that ID.")
+    return answer.stdout.decode().strip()
+
+
+def _copy_repository(work_tree, copy, sha):
+    """Make *copy* a repository in which the commit *sha* of *work_tree* is checked out, with its submodules.
+
+    It borrows the objects. Not by `git worktree`, which git 1.8.3 lacks.
+    """
+    import json
+
+    # A git before 2.5, which has no linked work trees, prints an option that it doesn't know.
+    output = _ask_git(["rev-parse", "--git-common-dir", "--git-dir"], work_tree)
+    common, own = os.fsdecode(output).splitlines()
+    inside = os.path.abspath(os.path.join(work_tree, own if common.startswith("--") else common))
+    # Its configuration has filters and line ends, without which the same commit gives other files.
+    config = json.dumps(os.path.join(inside, "config"), ensure_ascii=False)
+    files = {
+        "HEAD": sha,
+        "refs/.keep": "",
+        "objects/info/alternates": os.path.join(inside, "objects"),
+        "config": f"{_SHA256 * (len(sha) == 64)}[include]\n\tpath = {config}",
+        "info/exclude": "*",  # what is added is not a change, also to a script that allows them
+        _ORIGINAL: work_tree,
+    }
+    for name, text in files.items():
+        path = os.path.join(copy, ".git", name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        _create_file(path, os.fsencode(text + "\n"))
+    _ask_git(["reset", "-q", "--hard"], copy)
+    listing = os.fsdecode(_ask_git(["ls-files", "-s", "-z"], copy))
+    for commit, path in re.findall(r"160000 (\w+) 0\t([^\0]+)", listing):
+        if os.path.exists(os.path.join(work_tree, path, ".git")):
+            _copy_repository(os.path.join(work_tree, path), os.path.join(copy, path), commit)
+
+
+def _add_ignored(work_tree, copy, directory, options):
+    """Add to *copy* what git ignores in *work_tree*: Python files as copies, all else as symbolic links."""
+    status = _ask_git(["status", "--porcelain", "-z", "--ignored", "-unormal"], work_tree)
+    ignored = re.findall(r"(?<![^\0])!! ([^\0]+?)/?\0", os.fsdecode(status))
+    links = [os.path.relpath(_find_original(path), work_tree) for path in options.link]
+    for name in links:
+        if name.startswith(os.pardir) or not os.path.exists(os.path.join(work_tree, name)):
+            raise QueryException(f"There is no {name!r} in {work_tree}: --link takes paths of the work tree.")
+    for name in {*ignored, *links} - {os.path.relpath(directory, work_tree)}:
+        source, target = os.path.join(work_tree, name), os.path.join(copy, name)
+        is_asked = name in links or not (options.no_links or re.fullmatch(_CACHES, name))
+        try:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            if name.endswith(".py") and not os.path.lexists(target):
+                _write_file(target, _read_file(source))
+            elif is_asked:
+                os.symlink(source, target)
+        except (FileExistsError, NotADirectoryError):
+            pass  # another process was faster, or this commit has a file there
+
+
+def _make_copy(work_tree, directory, sha, options):
+    """Return the path of the copy of the commit *sha* in the experiments *directory*, which may be new."""
+    copy = os.path.join(directory, _COPIES, sha + "-without-links" * options.no_links)
+    # A hidden name that the start of an experiment sweeps when it is old.
+    build = os.path.join(directory, _BUILD_PREFIX + _unique_name())
+    os.makedirs(os.path.dirname(copy), exist_ok=True)
+    try:
+        if not os.path.isdir(copy):
+            _copy_repository(work_tree, build, sha)
+            os.rename(build, copy)
+    except OSError:
+        if not os.path.isdir(copy):  # else another process was faster
+            raise
+    finally:
+        _remove_folder(build)
+    _add_ignored(work_tree, copy, directory, options)
+    return copy
+
+
+def _remove_copies(directory):
+    """Remove the copies that no living run uses."""
+    readers = Experiments(experiments_directory=directory)
+    used = [f"{r.metadata.get('directory')}{os.sep}" for r in readers if r.status.startswith("RUNNING")]
+    copies = os.path.join(os.path.realpath(directory), _COPIES, "")
+    for name in os.listdir(copies) if os.path.isdir(copies) else ():
+        if not any(path.startswith(copies + name + os.sep) for path in used):
+            hidden = os.path.join(directory, _BUILD_PREFIX + _unique_name())
+            os.rename(copies + name, hidden)  # so that nobody is given a part of it
+            _remove_folder(hidden)
+
+
+def _freeze(options):
+    """Print the path of a copy of the project, made once for each commit; returns the exit code."""
+    project, work_tree, directory = _find_project(options)
+    if options.remove:
+        _remove_copies(directory)
+        return 0
+    if options.commit:
+        metadata = _load_mapping(os.path.join(directory, options.commit, "metadata.json"))
+        sha = _find_commit(work_tree, metadata.get("githead-sha", options.commit))
+    else:
+        sha = _prepare_repository(
+            work_tree, directory, lambda: os.makedirs(directory, exist_ok=True), options.allow_dirty
+        ).sha
+    copy = _make_copy(work_tree, directory, sha, options)
+    sys.stdout.write(os.path.normpath(os.path.join(copy, os.path.relpath(project, work_tree))) + "\n")
+    return 0
+
+
+def _list_values(value, name=""):
+    """Yield the names and values of what is in nested dicts and lists: "loss.0", 0.3."""
+    if value and isinstance(value, (dict, list)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _list_values(item, f"{name}.{key}" if name else str(key))
+    elif name:
+        yield name, value
+
+
+def _compare_values(values, rtol=0):
+    """Return {name: "old -> new"} of what differs between two dicts, nested ones too; NaN equals NaN."""
+    import math
+
+    old, new = (dict(_list_values(value)) for value in values)
+    different = {}
+    for name in {**old, **new}:
+        pair: "Any" = (old.get(name), new.get(name))
+        first, second = pair
+        are_close = all(map(_is_number, pair)) and math.isclose(*pair, rel_tol=rtol)
+        if first != second and not are_close and (first == first or second == second):
+            different[name] = " -> ".join(_dump_cell(value) or "-" for value in pair)
+    return different
+
+
+def _list_surroundings(metadata):
+    """Return what may explain that a result differs."""
+    packages = dict(re.findall("(?m)^(.*)==(.*)", metadata.get("packages", "")))
+    values = _list_values({**metadata, "packages": packages})
+    return {name: value for name, value in values if re.match(_SURROUNDINGS, name)}
+
+
+def _list_missing(values, recorded, directory):
+    """Return the paths among *values* that are missing in *directory*, which is a copy of *recorded*."""
+    return sorted(
+        repr(value)
+        for value in {str(value).rpartition("=")[2] for value in values}
+        if re.fullmatch(r"(?!\S*://)\S+", value)
+        and not os.path.exists(os.path.join(directory, value))
+        and ("/" in value or os.path.exists(os.path.join(recorded, value)))
+    )
+
+
+def _probe(executable, place):
+    """Return what a record that *executable* began now would have as metadata; {} if it can't say."""
+    import json
+    from subprocess import DEVNULL, PIPE, run
+
+    answer = run([executable, "-c", _PROBE, os.path.abspath(__file__)], stdout=PIPE, stderr=DEVNULL, **place)
+    return json.loads(b"".join(answer.stdout.splitlines()[-1:]).decode() or "{}")
+
+
+def _run_again(command, stdout, place):
+    """Run a command to its end, passing signals on; returns its process id."""
+    from subprocess import Popen
+
+    restore_signals = _block_signals()
+    process = Popen(command, stdout=stdout, preexec_fn=restore_signals, **place)
+    process.returncode = _wait_for_command(process.pid, set())[0]
+    restore_signals()
+    return process.pid
+
+
+def _find_repetition(directory, old, process_id):
+    """Return the reader of what the process *process_id* has just recorded; None if there is nothing."""
+    readers = [
+        reader
+        for reader in Experiments(experiments_directory=directory)
+        if reader.metadata.get("repeats") == old.expid
+        and process_id in (attempt.get("pid") for attempt in _get_attempts(reader.metadata))
+    ]
+    # A script may make several. The last, because the process id may have been another's before.
+    return min(reversed(readers), key=lambda reader: reader.args != old.args, default=None)
+
+
+def _prepare_repetition(old, work_tree, directory, copy):
+    """Return the command that repeats *old* in *copy*, and Popen's keywords for it."""
+    tops = "|".join(map(re.escape, (work_tree, os.path.realpath(work_tree))))
+    experiments = re.escape(os.path.relpath(directory, work_tree))
+    # A path in the work tree is in the copy now, but for that of the experiments.
+    path = rf"(?<![^=:])(?:{tops})(?!/{experiments}(?:/|\Z))(?=[/:]|\Z)"
+    executable, words = old.metadata.get("executable", ""), old.metadata.get("command-line", [])
+    if words[1:2] in ([], ["-"]):
+        raise QueryException(
+            f"{old.curexpdir} can't be repeated: the record does not tell how it was started."
+        )
+    texts = old.metadata.get("directory", ""), os.environ.get("PYTHONPATH", ""), *words[1:]
+    folder, modules, *words = (re.sub(path, lambda match: copy, text) for text in texts)
+    if not os.path.isdir(folder):
+        raise QueryException(f"{old.curexpdir} ran in {folder}, which is not there.")
+    if not os.access(executable, os.X_OK):
+        _warn(f"{executable} is not there any more: {sys.executable} runs it.")
+        executable = sys.executable
+    own = {_REPEATS_VARIABLE: old.expid, "PYTHONPATH": modules, "METICULOUS_NORECORD": ""}
+    return [executable, *words], {"cwd": folder, "env": {**_read_environment(), **own}}
+
+
+def _repeat(options):
+    """Run an experiment again and print the verdict; returns its exit code."""
+    rtol = options.rtol or "0"
+    if not re.fullmatch(r"[0-9]*\.?[0-9]+(e-?[0-9]+)?", rtol, re.IGNORECASE):
+        raise QueryException(f"--rtol {rtol!r} is not a number from 0 on.")
+    _, work_tree, directory = _find_project(options)
+    readers = Experiments(experiments_directory=directory).find(options.id)
+    if len(readers) != 1:
+        raise QueryException(f"{options.id!r} is not one experiment in {directory}.")
+    old = readers[0]
+    copy = _make_copy(work_tree, directory, _find_commit(work_tree, old.sha), options)
+    command, place = _prepare_repetition(old, work_tree, directory, copy)
+
+    def explain(metadata):
+        changes = _compare_values(map(_list_surroundings, (old.metadata, metadata)))
+        recorded = old.metadata["directory"]
+        missing = _list_missing([*command, *old.args.values()], recorded, place["cwd"])
+        return {**changes, "not there": ", ".join(missing)} if missing else changes
+
+    metadata = {**old.metadata, **_probe(command[0], place)}
+    for item in explain(metadata).items():
+        _warn(": ".join(item))
+    new = _find_repetition(
+        directory, old, _run_again(command, sys.stderr if options.json else None, place)
+    )  # fmt: skip
+    verdict, differences = "FAILED", {}
+    if new is not None and new.status == "SUCCESS":
+        differences = _compare_values([old.summary, new.summary], float(rtol))
+        verdict = "DIFFERS" if differences else "REPRODUCED"
+        verdict = verdict if old.summary else "NOTHING TO COMPARE"
+    changes = explain(new.metadata if new else metadata)
+    result = f"{new.expid}: {new.status} {new.status_message}".rstrip() if new else "nothing was recorded"
+    lines = [f"{verdict}  {old.expid} -> {result}"]
+    for title, pairs in (("summary", differences), ("what else differs", changes)):
+        lines += _format_pairs(title, pairs.items()) if pairs else []
+    if options.json:
+        rows = [_read_row(reader) for reader in (old, new) if reader]
+        more = {"verdict": verdict, "differences": differences, "changes": changes}
+        lines = [_format_json(rows, _find_columns(rows), **more)]
+    sys.stdout.write(_encodable("\n".join(lines) + "\n", sys.stdout))
+    return _VERDICTS.index(verdict)
+
+
 # === Report ===================================================================
 # Write one HTML page that loads nothing: a table, curves as SVG, and the story of each run.
 
@@ -5257,6 +5573,8 @@ commands (meticulous COMMAND --help describes each):
   report Write experiments, their curves and stories as one HTML page.
   path   Print the path of an experiment's folder.
   run    Record any command: run [OPTIONS] -- COMMAND [ARGUMENT ...]
+  freeze Print the path of a copy of the code, which stays as it is.
+  repeat Run an experiment again, and compare the results.
 
 An ID is a number, or the unambiguous beginning of another name; -1 is the
 latest; what has a slash in it is the path of an experiment's folder.
@@ -5502,6 +5820,8 @@ _COMMANDS: "Dict[str, Any]" = {
     "diff": (_diff, "id A one experiment\nsecond B another one"),
     "path": (_path, "id ID the experiment"),
     "run": (_run, None),
+    "freeze": (_freeze, _FREEZE + _COPY_OPTIONS),
+    "repeat": (_repeat, _REPEAT + _COPY_OPTIONS),
 }
 
 
@@ -5514,7 +5834,7 @@ def _command(words):
         known = ", ".join(filter(None, _COMMANDS))
         raise QueryException(f"{words[0]!r} is not a directory, nor one of the commands: {known}.")
     options = _parse(name, words)
-    if name in ("", "report"):
+    if name in ("", "report", "freeze", "repeat"):
         return _COMMANDS[name][0](options)
     texts = [getattr(options, operand) for operand in ("id", "second") if hasattr(options, operand)]
     rows, more, lines = _COMMANDS[name][0](*(_find_reader(options, text) for text in texts))

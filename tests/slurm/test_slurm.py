@@ -252,6 +252,24 @@ def test_requeued_job_goes_on_with_its_record(project):
     assert "attempt 0" in log and "attempt 1" in log
 
 
+def test_job_that_waited_runs_the_code_of_its_submission(project):
+    """Also when it is requeued, so that it goes on with its record."""
+    submit = re.search(r"^sbatch (.*\bjob\.sh)$", (PROJECT / "README.md").read_text("utf-8"), re.M).group(1)
+    job = project.ask(f"WORK_S=600 sbatch --parsable --hold {submit}").strip()
+    submitted = project.git("rev-parse", "HEAD").strip()
+    project.write("train.py", "raise SystemExit('edited while the job waited')")
+    project.commit("Edit")
+    project.cluster.ask("scontrol", "release", job)
+    project.wait_for_start("job-" + job)
+    project.write("train.py", "raise SystemExit('edited while the job ran')")
+    project.cluster.ask("scontrol", "requeue", job)
+    wait_until(lambda: project.cluster.state(job) == "COMPLETED 1", "the second attempt")
+    assert project.status("job-" + job) == "SUCCESS"
+    metadata = json.loads(project.read("job-" + job, "metadata.json"))
+    assert metadata["githead-sha"] == submitted and len(metadata["attempts"]) == 2
+    assert metadata["directory"] == str(project.path / "experiments" / ".code" / submitted)
+
+
 def test_reader_that_sees_no_process_asks_slurm(project):
     scripts = {name: f"python train.py --experiment-id {name}" for name in ("a", "b")}
     ids = {name: project.submit(script, "--requeue") for name, script in scripts.items()}
