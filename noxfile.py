@@ -167,3 +167,11 @@ def slurm(session):
 def kills(session):
     """Kill 500 recording processes, most of them after STATUS is written, and check what they leave."""
     session.run("python", "tests/kills.py", *(session.posargs or ["500"]))
+
+
+@nox.session(python=FOUND[-1:] or VERSIONS[-1:], default=False)
+def recipes(session):
+    """Run the README's recipes with the real packages (`-- --write`: their versions into README.md)."""
+    session.install(*REQUIREMENTS, "-r", "tests/recipes.txt")
+    session.run("python", "-m", "pytest", "-m", "recipes", "tests/test_recipes.py")
+    session.run("python", "tests/recipes.py", *session.posargs)
