@@ -184,3 +184,11 @@ def browser(session):
     if len(options) < len(session.posargs):
         session.env["PICTURE"] = "tests/example/report.png"
     session.run("python", "-m", "pytest", "-m", "browser", "tests/browser", *options)
+
+
+@nox.session(python=FOUND[-1:] or VERSIONS[-1:], default=False)
+def recipes(session):
+    """Run the README's recipes with the real packages (`-- --write`: their versions into README.md)."""
+    session.install(*REQUIREMENTS, "-r", "tests/recipes.txt")
+    session.run("python", "-m", "pytest", "-m", "recipes", "tests/test_recipes.py")
+    session.run("python", "tests/recipes.py", *session.posargs)

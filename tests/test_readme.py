@@ -14,6 +14,7 @@ Other blocks (```text, ```json, ...) are not run. Comments directly above a bloc
     <!-- file: train.py -->     the block is the content of this file: written and committed, not run
     <!-- exit: 1 -->            the script or last command must exit with this code
     <!-- needs: pandas -->      skipped where this module can't be imported
+    <!-- recipe: hydra, 3 records -->  run by test_recipes.py only
     <!-- not run: why -->       skipped; the command that runs these tests is skipped too
 """
 
@@ -45,7 +46,9 @@ class Block:
     @property
     def is_run(self):
         needed = self.options.get("needs")
-        return "not run" not in self.options and not (needed and importlib.util.find_spec(needed) is None)
+        if "not run" in self.options or "recipe" in self.options:
+            return False
+        return not (needed and importlib.util.find_spec(needed) is None)
 
     def list_commands(self):
         """List (command, expected output) of a console block."""
@@ -82,6 +85,10 @@ def is_output(expected, printed):
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory, module_folder):
     """Return a repository with what a clone of the project has, as far as the README uses it."""
+    yield from make_clone(tmp_path_factory, module_folder)
+
+
+def make_clone(tmp_path_factory, module_folder):
     repo = Repo(tmp_path_factory.mktemp("readme") / "clone", module_folder)
     for name in ("meticulous.py", "README.md"):
         shutil.copy(str(PROJECT / name), str(repo.path))
@@ -99,6 +106,10 @@ def clone(tmp_path_factory, module_folder):
 @pytest.fixture(scope="module")
 def run_command(clone, tmp_path_factory):
     """Return a function that runs a shell command in the clone, with the Python under test."""
+    return make_runner(clone, tmp_path_factory)
+
+
+def make_runner(clone, tmp_path_factory):
     programs = tmp_path_factory.mktemp("bin")
     starters = {"python": "", "python3": "", "meticulous": f' "{clone.path / "meticulous.py"}"'}
     for name, script in starters.items():
