@@ -1748,6 +1748,19 @@ class _OutputFile:
                 self.unsaved[_UNSAVED_LIMIT:] = _GAP
             self._report(error)
 
+    def append_line(self, data):
+        """Write a complete line at once, by one write(2), if nothing waits to be saved before it."""
+        written = 0
+        try:
+            status = os.fstat(self.descriptor)
+            if not self.unsaved and (status.st_dev, status.st_ino, status.st_nlink > 0) == self.identity:
+                written = os.write(self.descriptor, data)
+        except OSError:
+            pass  # save() tries once more, and reports it
+        if written < len(data):
+            self.unsaved += data[written:]
+            self.save()
+
     def _report(self, error):
         if not self.faults:
             self.faults.append(error)
@@ -2586,15 +2599,9 @@ def _is_set(variable):
     return os.environ.get(variable, "") not in ("", "0")
 
 
-def _check_directory(name, path):
-    if not isinstance(path, (str, os.PathLike)):
-        raise InvalidArgsException(f"{name} must be a path, not {path!r}.")
-
-
-def _check_description(description):
-    if description is not None and not isinstance(description, str):
-        raise InvalidArgsException(f"The description must be a string, not {description!r}.")
-    return description or ""
+def _check_type(name, value, kinds, noun):
+    if not isinstance(value, kinds):
+        raise InvalidArgsException(f"{name} must be a {noun}, not {value!r}.")
 
 
 def _find_differences(recorded, current):
@@ -2629,13 +2636,20 @@ def _summarize_status(text):
     return f"{first}: {reason}" if reason else first
 
 
-def _list_attempts(folder, metadata):
-    """Return the attempts that a folder's *metadata* lists, each with how it ended."""
+def _list_attempts(folder, metadata, last_sign):
+    """Return the attempts that a folder's *metadata* lists, each with how it ended.
+
+    A process that was killed could not record when: *last_sign*, its last sign of life, is the end then.
+    """
     only = {key: metadata[key] for key in ("start-time", "end-time", "command") if key in metadata}
     attempts = _get_attempts(metadata) or [only]
     if "ended" not in attempts[-1]:
         status = (_read_if_there(os.path.join(folder, "STATUS")) or b"UNKNOWN").decode("utf-8", "replace")
         attempts[-1]["ended"] = "DEAD" if status == "RUNNING" else _summarize_status(status)
+        if status == "RUNNING" and last_sign is not None:
+            attempts[-1]["end-time"] = _local_time(last_sign)
+            if "start-epoch" in attempts[-1]:
+                attempts[-1]["duration-seconds"] = round(last_sign - attempts[-1]["start-epoch"], 6)
     return attempts
 
 
@@ -2742,10 +2756,11 @@ class _Record:
     def resume(self, undo):
         """Begin the next attempt in the folder that is there. Raises RunningException."""
         path = os.path.join(self.folder, "metadata.json")
+        last_sign = _last_sign_of_life(self.folder)  # before the claim, which is one of this attempt
         self.number = _claim_attempt(self.folder, self.attempt)
         undo.callback(_remove_folder, _attempt_path(self.folder, self.number))
         old = _load_mapping(path)
-        attempts = _list_attempts(self.folder, old)
+        attempts = _list_attempts(self.folder, old, last_sign)
         if attempts[-1].get("host", self.attempt["host"]) != self.attempt["host"]:
             self._replace_streams()
         self.metadata = {
@@ -2757,7 +2772,10 @@ class _Record:
         }
         self.capture = _Capture(self.folder)
         undo.callback(self.capture.close)
-        undo.callback(self._restore, {name: self._read(name) for name in ("STATUS", "metadata.json")})
+        undo.callback(
+            self._restore,
+            {name: _read_if_there(os.path.join(self.folder, name)) for name in ("STATUS", "metadata.json")},
+        )
         # Before metadata tells of a new attempt: killed in between, it must not look as ended as the old one.
         self._write("STATUS", b"RUNNING")
         self._write("metadata.json", _to_bytes(self.metadata))
@@ -2775,16 +2793,13 @@ class _Record:
                 shutil.copyfile(path, copy)
                 os.replace(copy, path)
 
-    def _read(self, name):
-        return _read_if_there(os.path.join(self.folder, name))
-
     def _write(self, name, content):
         _write_file(os.path.join(self.folder, name), content)
 
     def _restore(self, contents):
         for name, content in contents.items():
             try:
-                if content is not None and content != self._read(name):
+                if content is not None:
                     self._write(name, content)
             except OSError:
                 pass  # the error that made us restore it tells more
@@ -2810,8 +2825,7 @@ class _Record:
             ) from None
         if "N" in line or "I" in line:
             line = re.sub(_NOT_FINITE, _replace_not_finite, line)
-        self._metrics.unsaved += line.encode("ascii") + b"\n"
-        self._metrics.save()
+        self._metrics.append_line(line.encode("ascii") + b"\n")
 
     def _open_metrics(self):
         from json import JSONEncoder
@@ -2908,18 +2922,18 @@ class Experiment:
             # A child of multiprocessing runs the script again, to find its functions.
             self.curexpdir = os.environ.get(_FOLDER_VARIABLE, ".")
             return
-        _check_directory("project_directory", project_directory)
-        _check_directory("experiments_directory", experiments_directory)
-        name, description = _check_id(experiment_id), _check_description(description)
+        _check_type("project_directory", project_directory, (str, os.PathLike), "path")
+        _check_type("experiments_directory", experiments_directory, (str, os.PathLike), "path")
+        _check_type("description", description or "", str, "string")
+        name = _check_id(experiment_id)
         args = _check_mapping("args", {} if args is None else args)
         if default_args is not None:
             default_args = _check_mapping("default_args", default_args)
         self.repo_directory = _find_work_tree(project_directory)
         self.experiments_directory = os.path.abspath(os.path.join(project_directory, experiments_directory))
         try:
-            self._start(
-                name, args, default_args, description, allow_dirty or _is_set("METICULOUS_ALLOW_DIRTY")
-            )
+            allow_dirty = allow_dirty or _is_set("METICULOUS_ALLOW_DIRTY")
+            self._start(name, args, default_args, description or "", allow_dirty)
         except OSError as error:
             if isinstance(error, MeticulousException):
                 raise
