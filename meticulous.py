@@ -2018,6 +2018,19 @@ class _OutputFile:
                 self.unsaved[_UNSAVED_LIMIT:] = _GAP
             self._report(error)
 
+    def append_line(self, data):
+        """Write a complete line at once, by one write(2), if nothing waits to be saved before it."""
+        written = 0
+        try:
+            status = os.fstat(self.descriptor)
+            if not self.unsaved and (status.st_dev, status.st_ino, status.st_nlink > 0) == self.identity:
+                written = os.write(self.descriptor, data)
+        except OSError:
+            pass  # save() tries once more, and reports it
+        if written < len(data):
+            self.unsaved += data[written:]
+            self.save()
+
     def _report(self, error):
         if not self.faults:
             self.faults.append(error)
@@ -2359,11 +2372,12 @@ class _ExitCode:
     open_copies: how many of them have open experiments. frame: the one whose end is the program's. asked: the
     STATUS for the code, once Python has asked a SystemExit for it. raised: the instruction of *frame*, and the
     STATUS, of the latest sys.exit(). called: the same of the latest SystemExit that *frame* itself made.
+    last_cell: the result of IPython's last cell.
     """
 
     def __init__(self):
         self.open_copies = 0
-        self.frame = self.asked = self.raised = self.called = None
+        self.frame = self.asked = self.raised = self.called = self.last_cell = None
         self.is_launched = self.is_shell = False
 
 
@@ -2416,6 +2430,15 @@ def _list_exits():
     """Return owner and name of sys.exit, and of what the builtins exit and quit call."""
     quitter = getattr(sys.modules.get("_sitebuiltins"), "Quitter", None)
     return [(sys, "exit")] + ([(quitter, "__call__")] if quitter else [])
+
+
+def _try(function, *arguments):
+    """Call *function*; return the exception if it fails."""
+    try:
+        function(*arguments)
+        return None
+    except Exception as error:
+        return error
 
 
 def _is_multiprocessing_child():
@@ -2572,13 +2595,26 @@ def _exception_text(exc_type, exc, tb):
     return f"ERROR\n{text}"
 
 
+def _watch_cells(undo):
+    """Note the result of each cell of IPython, whose own last_execution_result is gone when it ends."""
+    get_shell = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    shell = get_shell and get_shell()
+    if shell and _exit_code.is_shell:
+
+        def note(result):
+            _exit_code.last_cell = result
+
+        shell.events.register("post_run_cell", note)
+        undo.callback(_try, shell.events.unregister, "post_run_cell", note)
+
+
 def _describe_last_cell():
     """Return the STATUS of an IPython shell or notebook, whose last cell counts; None elsewhere."""
-    get_shell = getattr(sys.modules.get("IPython"), "get_ipython", None)
-    has_succeeded = getattr(get_shell and get_shell(), "last_execution_succeeded", None)
-    if has_succeeded is None or not _exit_code.is_shell:
+    result = _exit_code.last_cell
+    if result is None:
         return None
-    return "SUCCESS" if has_succeeded else _exception_text(sys.last_type, sys.last_value, sys.last_traceback)
+    error = result.error_in_exec or result.error_before_exec
+    return "SUCCESS" if error is None else _exception_text(type(error), error, error.__traceback__)
 
 
 def _describe_program_ending():
@@ -2730,6 +2766,7 @@ def _set_hooks():
         atexit.register(_end_all, _describe_ending)
         if _exit_code.frame is not None:
             _notice_calls(_exit_code.frame.f_code, hooks)
+        _watch_cells(hooks)
     hooks.callback(atexit.unregister, _end_all)
     # The first process of a container ignores a signal whose action is the default one.
     if not _WINDOWS and os.getpid() != 1:
@@ -2857,9 +2894,9 @@ def _is_set(variable):
     return os.environ.get(variable, "") not in ("", "0")
 
 
-def _check_directory(name, path):
-    if not isinstance(path, (str, os.PathLike)):
-        raise InvalidArgsException(f"{name} must be a path, not {path!r}.")
+def _check_type(name, value, kinds, noun):
+    if not isinstance(value, kinds):
+        raise InvalidArgsException(f"{name} must be a {noun}, not {value!r}.")
 
 
 def _find_original(directory):
@@ -2879,12 +2916,6 @@ def _find_original(directory):
                 "Run `meticulous freeze` where the project is now, and start from the path that it prints."
             )
     return path
-
-
-def _check_description(description):
-    if description is not None and not isinstance(description, str):
-        raise InvalidArgsException(f"The description must be a string, not {description!r}.")
-    return description or ""
 
 
 def _find_differences(recorded, current):
@@ -2919,13 +2950,20 @@ def _summarize_status(text):
     return f"{first}: {reason}" if reason else first
 
 
-def _list_attempts(folder, metadata):
-    """Return the attempts that a folder's *metadata* lists, each with how it ended."""
+def _list_attempts(folder, metadata, last_sign):
+    """Return the attempts that a folder's *metadata* lists, each with how it ended.
+
+    A process that was killed could not record when: *last_sign*, its last sign of life, is the end then.
+    """
     only = {key: metadata[key] for key in ("start-time", "end-time", "command") if key in metadata}
     attempts = _get_attempts(metadata) or [only]
     if "ended" not in attempts[-1]:
         status = (_read_if_there(os.path.join(folder, "STATUS")) or b"UNKNOWN").decode("utf-8", "replace")
         attempts[-1]["ended"] = "DEAD" if status == "RUNNING" else _summarize_status(status)
+        if status == "RUNNING" and last_sign is not None:
+            attempts[-1]["end-time"] = _local_time(last_sign)
+            if "start-epoch" in attempts[-1]:
+                attempts[-1]["duration-seconds"] = round(last_sign - attempts[-1]["start-epoch"], 6)
     return attempts
 
 
@@ -2947,15 +2985,6 @@ def _replace_not_finite(match):
     """JSON has neither NaN nor infinity, but null, and a number that is read as infinity."""
     string, is_nan, sign = match.groups()
     return string or ("null" if is_nan else f"{sign}1e999")
-
-
-def _try(function, *arguments):
-    """Call *function*; return the exception if it fails."""
-    try:
-        function(*arguments)
-        return None
-    except Exception as error:
-        return error
 
 
 class _Record:
@@ -3044,11 +3073,12 @@ class _Record:
     def resume(self, undo):
         """Begin the next attempt in the folder that is there. Raises RunningException."""
         path = os.path.join(self.folder, "metadata.json")
+        last_sign = _last_sign_of_life(self.folder)  # before the claim, which is one of this attempt
         self.number = _claim_attempt(self.folder, self.attempt)
         self._begin()  # the claim may have waited for the end of another attempt
         undo.callback(_remove_folder, _attempt_path(self.folder, self.number))
         old = _load_mapping(path)
-        attempts = _list_attempts(self.folder, old)
+        attempts = _list_attempts(self.folder, old, last_sign)
         if attempts[-1].get("host", self.attempt["host"]) != self.attempt["host"]:
             self._replace_streams()
         self.metadata = {
@@ -3060,7 +3090,10 @@ class _Record:
         }
         self.capture = _Capture(self.folder)
         undo.callback(self.capture.close)
-        undo.callback(self._restore, {name: self._read(name) for name in ("STATUS", "metadata.json")})
+        undo.callback(
+            self._restore,
+            {name: _read_if_there(os.path.join(self.folder, name)) for name in ("STATUS", "metadata.json")},
+        )
         # Before metadata tells of a new attempt: killed in between, it must not look as ended as the old one.
         self._write("STATUS", b"RUNNING")
         self._write("metadata.json", _to_bytes(self.metadata))
@@ -3078,16 +3111,13 @@ class _Record:
                 shutil.copyfile(path, copy)
                 os.replace(copy, path)
 
-    def _read(self, name):
-        return _read_if_there(os.path.join(self.folder, name))
-
     def _write(self, name, content):
         _write_file(os.path.join(self.folder, name), content)
 
     def _restore(self, contents):
         for name, content in contents.items():
             try:
-                if content is not None and content != self._read(name):
+                if content is not None:
                     self._write(name, content)
             except OSError:
                 pass  # the error that made us restore it tells more
@@ -3113,8 +3143,7 @@ class _Record:
             ) from None
         if "N" in line or "I" in line:
             line = re.sub(_NOT_FINITE, _replace_not_finite, line)
-        self._metrics.unsaved += line.encode("ascii") + b"\n"
-        self._metrics.save()
+        self._metrics.append_line(line.encode("ascii") + b"\n")
 
     def _open_metrics(self):
         from json import JSONEncoder
@@ -3212,12 +3241,11 @@ class Experiment:
             # A child of multiprocessing runs the script again, to find its functions.
             self.curexpdir = os.environ.get(_FOLDER_VARIABLE, ".")
             return
-        _check_directory("project_directory", project_directory)
-        _check_directory("experiments_directory", experiments_directory)
-        name, description = _check_id(experiment_id), _check_description(description)
-        name = (
-            None if _REPEATS_VARIABLE in os.environ else name
-        )  # a repetition must not resume what it repeats
+        _check_type("project_directory", project_directory, (str, os.PathLike), "path")
+        _check_type("experiments_directory", experiments_directory, (str, os.PathLike), "path")
+        _check_type("description", description or "", str, "string")
+        # A repetition must not resume what it repeats.
+        name = None if _REPEATS_VARIABLE in os.environ else _check_id(experiment_id)
         args = _check_mapping("args", {} if args is None else args)
         if default_args is not None:
             default_args = _check_mapping("default_args", default_args)
@@ -3226,9 +3254,8 @@ class Experiment:
             os.path.join(_find_original(project_directory), experiments_directory)
         )
         try:
-            self._start(
-                name, args, default_args, description, allow_dirty or _is_set("METICULOUS_ALLOW_DIRTY")
-            )
+            allow_dirty = allow_dirty or _is_set("METICULOUS_ALLOW_DIRTY")
+            self._start(name, args, default_args, description or "", allow_dirty)
         except OSError as error:
             if isinstance(error, MeticulousException):
                 raise
