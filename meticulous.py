@@ -3431,10 +3431,12 @@ class Experiment:
 
     def _end(self, status, is_exit=False):
         """Write how the run ended: once, only in the process that began it, and without ever raising."""
-        if not self.is_recording:
-            return
-        with _Hold(), _session.lock:
-            self._ended = True
+        with _Hold():
+            with _session.lock:
+                if not self.is_recording:
+                    return
+                self._ended = True
+            # Without the lock, so that the prints of other threads don't wait for the disk.
             capture = self._record.capture
             problem = _try(capture.settle if is_exit else capture.close)
             problem = problem or _try(self._record.write_end, status)
@@ -3449,10 +3451,6 @@ class Experiment:
 
 # === Text =====================================================================
 # Turn single values into text.
-
-# Dicts inside of dicts: far below Python's limit of 1000 nested calls, and more than anybody looks at.
-_DEEPEST = 99
-
 
 def _parse_time(text):
     """Convert a local ISO 8601 time to seconds since the epoch; None if it is not one."""
