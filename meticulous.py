@@ -218,7 +218,6 @@ _READ_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY
 _CLAIM_PREFIX = b".claim-"
 _BUILD_PREFIX = ".new-"  # a hidden folder that becomes an experiment, or an attempt, by rename
 _HIDDEN_LIFE_S = 3600  # longer than any start takes
-_LONGEST_NAME = 255  # bytes, on all usual file systems
 _LONGEST_ID = 200  # bytes, because names of hidden files are longer than the id
 
 
@@ -291,13 +290,12 @@ def _write_file(path, content):
 
 
 def _replace_file(source, target):
-    deadline = time.monotonic() + 1
-    while _WINDOWS and time.monotonic() < deadline:
+    for _ in range(100 if _WINDOWS else 0):
         try:
             return os.replace(source, target)
         except PermissionError:  # there, a reader that has the file open forbids it
             time.sleep(0.01)
-    os.replace(source, target)
+    return os.replace(source, target)
 
 
 def _remove_file(path):
@@ -323,18 +321,17 @@ def _to_bytes(value):
 
 
 def _read_file(path, limit=None):
-    """Return the content of a file. Raises OSError, or ValueError if it has more than *limit* bytes."""
+    """Return the content of a file, or its last *limit* bytes. Raises OSError."""
     descriptor = os.open(path, _READ_FLAGS)
     try:
+        if limit is not None:
+            os.lseek(descriptor, max(0, os.fstat(descriptor).st_size - limit), os.SEEK_SET)
         content = os.read(descriptor, _BLOCK)
         if len(content) == _BLOCK:
-            with open(descriptor, "rb", closefd=False) as file:
-                content += file.read(-1 if limit is None else limit)
+            content += os.read(descriptor, os.fstat(descriptor).st_size)  # 0 for a device, which has no end
+        return content
     finally:
         os.close(descriptor)
-    if limit is not None and len(content) > limit:
-        raise ValueError(f"it is larger than {limit} bytes")
-    return content
 
 
 def _read_if_there(path):
@@ -410,23 +407,14 @@ def _check_id(experiment_id):
 
 def _list_ids(directory):
     """Return the largest integer id given out in *directory*, and the hidden names there that are ours."""
-    from itertools import filterfalse, repeat
+    from itertools import filterfalse
 
-    # As bytes, because only bytes.isdigit means ASCII digits. A loop over 100,000 names, or int(), would
-    # take half as long as listing them; padded with zeros, numbers sort like strings.
+    # As bytes, because only bytes.isdigit means ASCII digits; and in C, because there may be 100,000.
     names = os.listdir(os.fsencode(directory))
-    largest = max(map(bytes.zfill, names, repeat(_LONGEST_NAME)), default=b"0")
-    if not largest.isdigit():  # a letter sorts after the digits, while a dot, of hidden names, does not
-        largest = max(filter(bytes.isdigit, names), key=int, default=b"0")
     ours = (_CLAIM_PREFIX, os.fsencode(_BUILD_PREFIX))
     hidden = [name for name in filterfalse(bytes.isdigit, names) if name.startswith(ours)]
-    return max(int(largest), *map(_claimed_number, hidden), 0), hidden
-
-
-def _claimed_number(name):
-    """Return the number of a claim's name; 0 for any other name."""
-    number = name[len(_CLAIM_PREFIX) :]
-    return int(number) if name.startswith(_CLAIM_PREFIX) and number.isdigit() else 0
+    claimed = [name.replace(_CLAIM_PREFIX, b"") for name in hidden]
+    return max(map(int, filter(bytes.isdigit, names + claimed)), default=0), hidden
 
 
 def _claim_path(directory, number):
@@ -449,7 +437,8 @@ def _claim_ids(directory, undo):
     *undo* is to give them back.
     """
     listed_at = time.monotonic()
-    number, hidden = _list_ids(directory)
+    largest, hidden = _list_ids(directory)
+    number = largest
     while True:
         number += 1
         # After losing, try the next number: network file systems may answer a second listing from a cache.
@@ -458,29 +447,29 @@ def _claim_ids(directory, undo):
         if time.monotonic() - listed_at > _HIDDEN_LIFE_S / 2:
             # This process was stopped so long that claims it has not listed may have been swept already.
             listed_at = time.monotonic()
-            number, hidden = _list_ids(directory)
+            largest, hidden = _list_ids(directory)
+            number = largest
             continue
-        undo.callback(_remove_file, _claim_path(directory, number))
-        _sweep(directory, _claim_path(directory, number), hidden)
+        path = _claim_path(directory, number)
+        undo.callback(_remove_file, path)
+        # The memory of the largest id that was given out, should this one be given back.
+        memory = os.path.basename(_claim_path(directory, largest))
+        _sweep(os.fsencode(directory), [name for name in hidden if name != memory], os.stat(path).st_mtime)
         yield number
 
 
-def _sweep(directory, newest, hidden):
-    """Remove some of the *hidden* files and folders that are an hour older than the file *newest*.
+def _sweep(directory, names, now):
+    """Remove some of the hidden files and folders *names* that are an hour old at *now*, the oldest first.
 
-    The claim on the highest id stays: it is the memory of what was given out.
+    *now* is the time of a file there, because the clock of a file server need not agree with this node's.
     """
-    if not hidden:
-        return
-    candidates = sorted(hidden, key=_claimed_number)
-    # A random window, because those at the front may belong to another user in a sticky directory.
-    start = int.from_bytes(os.urandom(4), "big") % len(candidates)
-    # The file system's clock dates both, so it need not agree with this node's.
-    now = os.stat(newest).st_mtime
-    for name in candidates[start : start + 16]:
-        path = os.path.join(os.fsencode(directory), name)
+    names = sorted(names, key=lambda name: (len(name), name))  # claims count up
+    # From a random one on, because the first ones may belong to another user in a sticky directory.
+    start = int.from_bytes(os.urandom(4), "big") % max(1, len(names))
+    for name in (names[start:] + names[:start])[:16]:
+        path = os.path.join(directory, name)
         try:
-            if now - os.stat(path).st_mtime < _HIDDEN_LIFE_S:
+            if now - os.lstat(path).st_mtime < _HIDDEN_LIFE_S:
                 return
             os.unlink(path)
         except OSError:
@@ -617,6 +606,8 @@ _RANKS = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),  # Open MPI
     ("PMI_RANK", "PMI_SIZE"),  # MPICH and its relatives
 )
+# Of the environment, only what results may depend on.
+_COMPARED_VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "PYTHONHASHSEED")
 _OUTSIDE_CONTAINERS = "pid:[4026531836]"  # the number that Linux gives to the first pid namespace
 _SILENCE_S = 600  # an owner that can't be asked is given up after so long without a sign of life
 _SLURM_TIMEOUT_S = 10
@@ -712,6 +703,53 @@ def _describe_place():
         **_read_variables(_JOB + _TASK + _NODES),
     }
     return {key: value for key, value in place.items() if value is not None}
+
+
+def _list_packages():
+    """Return the versions of all packages that can be imported, as lines of name==version.
+
+    From the names of *.dist-info and *.egg-info folders: nothing is opened or imported.
+    """
+    found: "Dict[str, str]" = {}
+    for folder in sys.path:
+        try:
+            names = "\n".join(os.listdir(folder or "."))
+        except OSError:
+            continue
+        for name, version in re.findall(
+            r"(?m)^([^-\n]+)-([^-\n]+?)(?:-py[0-9.]+)?\.(?:dist|egg)-info$", names
+        ):
+            found.setdefault(name, version)
+    return "\n".join(f"{name}=={found[name]}" for name in sorted(found))
+
+
+def _describe_command():
+    """Describe how this process was started, so that the same can be started again."""
+    words = getattr(sys, "orig_argv", None)  # from Python 3.10 on
+    if words is None:
+        words = _read_text("/proc/self/cmdline").split("\0")[:-1] or [
+            sys.executable,
+            *getattr(sys, "argv", []),
+        ]
+    return {
+        "command-line": words,
+        "executable": sys.executable,
+        "directory": os.getcwd(),
+        "environment": {name: os.environ[name] for name in _COMPARED_VARIABLES if name in os.environ},
+        "packages": _list_packages(),
+    }
+
+
+def _measure_usage():
+    """Return the CPU seconds of this process and its ended children so far, and the peak memory in bytes."""
+    try:
+        from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
+    except ImportError:  # Windows
+        return time.process_time(), 0
+    own, children = getrusage(RUSAGE_SELF), getrusage(RUSAGE_CHILDREN)
+    cpu = sum((own.ru_utime, own.ru_stime, children.ru_utime, children.ru_stime))
+    # ru_maxrss is in bytes on macOS, in KiB elsewhere (getrusage(2)).
+    return cpu, own.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _find_rank():
@@ -972,8 +1010,10 @@ class _Session:
         del self._holders[-1:]  # in a child that was forked in between there are none
         while self._held and not self._holders:
             signum = self._held.pop()
-            # On Windows os.kill ends the process, whatever the signal.
-            interrupt_main() if signum == signal.SIGINT else os.kill(os.getpid(), signum)
+            if signum != signal.SIGINT:
+                os.kill(os.getpid(), signum)
+            elif not self.is_exiting:  # else it ends already, as the Ctrl-C is meant to do
+                interrupt_main()  # on Windows os.kill would end the process
 
 
 class _Hold:
@@ -1559,7 +1599,7 @@ class _OutputFile:
         self.has_moved = False  # has the cursor moved up since the bar was last saved?
         self.in_line = False  # did what was added end in the middle of a line?
         self.unsaved = bytearray()
-        if os.fstat(self.descriptor).st_size and not _read_file(path).endswith(b"\n"):
+        if os.fstat(self.descriptor).st_size and _read_file(path, 1) != b"\n":
             self.unsaved += b"\n"  # an earlier attempt was killed in the middle of a line
 
     def add(self, data):
@@ -1688,15 +1728,20 @@ class _Recorder:
         self.due = 0.0  # when the next line is to be written
         self.used_until = 0.0
         self.patches = []
-        write, flush = self._wrap_write(stream.write), self._wrap_flush(getattr(stream, "flush", None))
-        write.recorder = self
-        self.codes = (write.__code__, flush.__code__)
-        self._patch(stream, "write", write)
+        flush = self._wrap_flush(getattr(stream, "flush", None))
+        self.codes = [flush.__code__]
+        self._patch_write()
         self._patch(stream, "flush", flush)
         try:
             self._patch(stream.buffer, "write", self._wrap_write_bytes(stream.buffer.write))
         except Exception:
             pass  # no buffer, as in io.StringIO, or one that can't be patched
+
+    def _patch_write(self):
+        write = self._wrap_write(self.stream.write)
+        write.recorder = self
+        self.codes.append(write.__code__)
+        self._patch(self.stream, "write", write)
 
     def _patch(self, owner, name, function):
         self.patches.append((owner, name, function, vars(owner).get(name)))
@@ -1738,6 +1783,9 @@ class _Recorder:
 
     def _wrap_flush(self, flush_below):
         def flush():
+            # Whoever patched the stream before us may put back what was below: IPython does for each cell.
+            if self.files and getattr(self.stream.write, "__self__", None) is self.stream:
+                self._patch_write()
             self.flush()
             return flush_below and flush_below()
 
@@ -1779,11 +1827,11 @@ class _Recorder:
         ):
             self.flush()
 
-    def flush(self):
+    def flush(self, is_waiting=True):
         """Write what is pending. In a signal handler that interrupted a flush, leave it to that one."""
-        # At exit, a daemon thread that is stopped for good may have the lock.
+        # At exit, a daemon thread that is stopped for good may have the lock; at a fork, one that is slow.
         lock = _session.lock
-        if not lock.acquire(not _session.is_exiting):
+        if not lock.acquire(is_waiting and not _session.is_exiting):
             return
         try:
             if not self.is_flushing:
@@ -1895,9 +1943,9 @@ class _Capture:
         file.add(data)
         file.save()
 
-    def flush(self):
+    def flush(self, is_waiting=True):
         for recorder in filter(None, self._recorders.values()):
-            recorder.flush()
+            recorder.flush(is_waiting)
 
     def settle(self):
         """Save everything, and go on recording what atexit handlers print that were registered before us."""
