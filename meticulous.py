@@ -794,6 +794,8 @@ def _is_running(process, scheduler=None):
         # Slurm ends the processes of a job before it starts the job again.
         if not _agree(process, here, "slurm-restart-count"):
             return False
+        if "slurm-step-id" not in process:
+            return None  # the job runs, as we do, which says nothing of its other processes
     return scheduler.is_job_running(process) if scheduler else None
 
 
@@ -852,7 +854,7 @@ class _Scheduler:
         has_restarted = restarts > process.get("slurm-restart-count", 0) and state != "COMPLETING"
         if state == "GONE" or has_restarted:
             return False
-        if state == "RUNNING" and step is not None and f"{job}.{step}" not in self._steps:
+        if state == "RUNNING" and step is not None and (str(job), str(step)) not in self._steps:
             return False  # a step that has ended, of a job that goes on with the next
         return True if state in ("RUNNING", "SUSPENDED") else None
 
@@ -876,7 +878,9 @@ def _ask_slurm():
         jobs = re.findall(
             r"^(\d+) +(\w+) +(\d+)", ask(squeue + ["--Format=jobid,state,restartcnt"]), re.MULTILINE
         )
-        steps = set(ask(squeue + ["--steps", "--format=%i"]).split())
+        # The id of a step begins with that of the array, if its job is part of one: 1230_4.0.
+        steps = ask(squeue + ["--steps", "--Format=jobid,stepid:50"])
+        steps = set(re.findall(r"^(\d+) .*\.(\w+)", steps, re.MULTILINE))
     except TimeoutExpired:
         _warn(
             f"Slurm has not answered for {_SLURM_TIMEOUT_S} seconds: what it knows of running jobs is left out."
@@ -947,6 +951,8 @@ def _claim_attempt(folder, process):
         raise
     for number in range(2, newest + 1):
         _remove_folder(_attempt_path(folder, number))
+    leftovers = [name for name in os.listdir(folder) if re.fullmatch(r"\.new-\w+|\..+\.\w{16}\.tmp", name)]
+    _sweep(folder, leftovers, os.stat(_attempt_path(folder, newest + 1)).st_mtime)
     return newest + 1
 
 
