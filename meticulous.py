@@ -229,7 +229,6 @@ _READ_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY
 _CLAIM_PREFIX = b".claim-"
 _BUILD_PREFIX = ".new-"  # a hidden folder that becomes an experiment, or an attempt, by rename
 _HIDDEN_LIFE_S = 3600  # longer than any start takes
-_LONGEST_NAME = 255  # bytes, on all usual file systems
 _LONGEST_ID = 200  # bytes, because names of hidden files are longer than the id
 
 
@@ -302,13 +301,12 @@ def _write_file(path, content):
 
 
 def _replace_file(source, target):
-    deadline = time.monotonic() + 1
-    while _WINDOWS and time.monotonic() < deadline:
+    for _ in range(100 if _WINDOWS else 0):
         try:
             return os.replace(source, target)
         except PermissionError:  # there, a reader that has the file open forbids it
             time.sleep(0.01)
-    os.replace(source, target)
+    return os.replace(source, target)
 
 
 def _remove_file(path):
@@ -420,23 +418,14 @@ def _check_id(experiment_id):
 
 def _list_ids(directory):
     """Return the largest integer id given out in *directory*, and the hidden names there that are ours."""
-    from itertools import filterfalse, repeat
+    from itertools import filterfalse
 
-    # As bytes, because only bytes.isdigit means ASCII digits. A loop over 100,000 names, or int(), would
-    # take half as long as listing them; padded with zeros, numbers sort like strings.
+    # As bytes, because only bytes.isdigit means ASCII digits; and in C, because there may be 100,000.
     names = os.listdir(os.fsencode(directory))
-    largest = max(map(bytes.zfill, names, repeat(_LONGEST_NAME)), default=b"0")
-    if not largest.isdigit():  # a letter sorts after the digits, while a dot, of hidden names, does not
-        largest = max(filter(bytes.isdigit, names), key=int, default=b"0")
     ours = (_CLAIM_PREFIX, os.fsencode(_BUILD_PREFIX))
     hidden = [name for name in filterfalse(bytes.isdigit, names) if name.startswith(ours)]
-    return max(int(largest), *map(_claimed_number, hidden), 0), hidden
-
-
-def _claimed_number(name):
-    """Return the number of a claim's name; 0 for any other name."""
-    number = name[len(_CLAIM_PREFIX) :]
-    return int(number) if name.startswith(_CLAIM_PREFIX) and number.isdigit() else 0
+    claimed = [name.replace(_CLAIM_PREFIX, b"") for name in hidden]
+    return max(map(int, filter(bytes.isdigit, names + claimed)), default=0), hidden
 
 
 def _claim_path(directory, number):
@@ -459,7 +448,8 @@ def _claim_ids(directory, undo):
     *undo* is to give them back.
     """
     listed_at = time.monotonic()
-    number, hidden = _list_ids(directory)
+    largest, hidden = _list_ids(directory)
+    number = largest
     while True:
         number += 1
         # After losing, try the next number: network file systems may answer a second listing from a cache.
@@ -468,29 +458,29 @@ def _claim_ids(directory, undo):
         if time.monotonic() - listed_at > _HIDDEN_LIFE_S / 2:
             # This process was stopped so long that claims it has not listed may have been swept already.
             listed_at = time.monotonic()
-            number, hidden = _list_ids(directory)
+            largest, hidden = _list_ids(directory)
+            number = largest
             continue
-        undo.callback(_remove_file, _claim_path(directory, number))
-        _sweep(directory, _claim_path(directory, number), hidden)
+        path = _claim_path(directory, number)
+        undo.callback(_remove_file, path)
+        # The memory of the largest id that was given out, should this one be given back.
+        memory = os.path.basename(_claim_path(directory, largest))
+        _sweep(os.fsencode(directory), [name for name in hidden if name != memory], os.stat(path).st_mtime)
         yield number
 
 
-def _sweep(directory, newest, hidden):
-    """Remove some of the *hidden* files and folders that are an hour older than the file *newest*.
+def _sweep(directory, names, now):
+    """Remove some of the hidden files and folders *names* that are an hour old at *now*, the oldest first.
 
-    The claim on the highest id stays: it is the memory of what was given out.
+    *now* is the time of a file there, because the clock of a file server need not agree with this node's.
     """
-    if not hidden:
-        return
-    candidates = sorted(hidden, key=_claimed_number)
-    # A random window, because those at the front may belong to another user in a sticky directory.
-    start = int.from_bytes(os.urandom(4), "big") % len(candidates)
-    # The file system's clock dates both, so it need not agree with this node's.
-    now = os.stat(newest).st_mtime
-    for name in candidates[start : start + 16]:
-        path = os.path.join(os.fsencode(directory), name)
+    names = sorted(names, key=lambda name: (len(name), name))  # claims count up
+    # From a random one on, because the first ones may belong to another user in a sticky directory.
+    start = int.from_bytes(os.urandom(4), "big") % max(1, len(names))
+    for name in (names[start:] + names[:start])[:16]:
+        path = os.path.join(directory, name)
         try:
-            if now - os.stat(path).st_mtime < _HIDDEN_LIFE_S:
+            if now - os.lstat(path).st_mtime < _HIDDEN_LIFE_S:
                 return
             os.unlink(path)
         except OSError:
@@ -835,6 +825,8 @@ def _is_running(process, scheduler=None):
         # Slurm ends the processes of a job before it starts the job again.
         if not _agree(process, here, "slurm-restart-count"):
             return False
+        if "slurm-step-id" not in process:
+            return None  # the job runs, as we do, which says nothing of its other processes
     return scheduler.is_job_running(process) if scheduler else None
 
 
@@ -893,7 +885,7 @@ class _Scheduler:
         has_restarted = restarts > process.get("slurm-restart-count", 0) and state != "COMPLETING"
         if state == "GONE" or has_restarted:
             return False
-        if state == "RUNNING" and step is not None and f"{job}.{step}" not in self._steps:
+        if state == "RUNNING" and step is not None and (str(job), str(step)) not in self._steps:
             return False  # a step that has ended, of a job that goes on with the next
         return True if state in ("RUNNING", "SUSPENDED") else None
 
@@ -917,7 +909,9 @@ def _ask_slurm():
         jobs = re.findall(
             r"^(\d+) +(\w+) +(\d+)", ask(squeue + ["--Format=jobid,state,restartcnt"]), re.MULTILINE
         )
-        steps = set(ask(squeue + ["--steps", "--format=%i"]).split())
+        # The id of a step begins with that of the array, if its job is part of one: 1230_4.0.
+        steps = ask(squeue + ["--steps", "--Format=jobid,stepid:50"])
+        steps = set(re.findall(r"^(\d+) .*\.(\w+)", steps, re.MULTILINE))
     except TimeoutExpired:
         _warn(
             f"Slurm has not answered for {_SLURM_TIMEOUT_S} seconds: what it knows of running jobs is left out."
@@ -988,6 +982,8 @@ def _claim_attempt(folder, process):
         raise
     for number in range(2, newest + 1):
         _remove_folder(_attempt_path(folder, number))
+    leftovers = [name for name in os.listdir(folder) if re.fullmatch(r"\.new-\w+|\..+\.\w{16}\.tmp", name)]
+    _sweep(folder, leftovers, os.stat(_attempt_path(folder, newest + 1)).st_mtime)
     return newest + 1
 
 

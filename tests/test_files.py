@@ -17,7 +17,7 @@ def take(directory, count=1):
     """Take *count* ids and make their folders, as starts do."""
     taken = []
     for _ in range(count):
-        for number in meticulous._new_ids(str(directory)):
+        for number in meticulous._claim_ids(str(directory), contextlib.ExitStack()):
             try:
                 os.mkdir(str(directory / str(number)))
             except FileExistsError:
@@ -77,8 +77,43 @@ def test_old_claims_are_swept_but_the_newest(tmp_path):
     take(tmp_path)
     for number in range(1, 7):
         os.rmdir(str(tmp_path / str(number)))
-    assert [path.name for path in tmp_path.iterdir()] == [".claim-6"]
+    assert {path.name for path in tmp_path.iterdir()} == {".claim-5", ".claim-6"}
     assert take(tmp_path) == [7]
+
+
+def test_old_claims_are_swept_beside_those_of_another_user(tmp_path):
+    """In a directory like /tmp they can't be removed; whatever comes first in a listing must not end the sweep."""
+    if os.getuid():
+        pytest.skip("needs root")
+    directory = tmp_path / "shared"
+    directory.mkdir()
+    directory.chmod(0o1777)
+    theirs = [directory / f".claim-{number}" for number in range(1, 41)]
+    ours = [directory / f".claim-{number}" for number in range(41, 61)]
+    for path in theirs + ours:
+        path.write_text("")
+        os.chown(str(path), 1001 if path in theirs else 1002, -1)
+        age(path, 7200)
+    os.chown(str(directory), 1003, -1)
+    for path in (tmp_path, *list(tmp_path.parents)[:-2]):
+        path.chmod(0o755)
+    become = "import meticulous\nos.setgroups([])\nos.setuid(1002)"
+    source = CLAIMER.format(project=str(PROJECT)).replace("import meticulous", become)
+    command = [sys.executable, "-c", source.replace("range(10)", "range(60)")]
+    assert subprocess.check_output(command, cwd=str(directory), input=b"\n").split()[0] == b"61"
+    assert all(path.exists() for path in theirs)
+    assert not any(path.exists() for path in ours)
+
+
+def test_an_id_is_not_given_out_again_after_a_start_that_swept_and_failed(tmp_path):
+    take(tmp_path, 3)
+    for path in tmp_path.glob("[0-9]"):
+        path.rmdir()
+    for path in tmp_path.glob(".claim-*"):
+        age(path, 7200)
+    for _ in range(5):
+        with contextlib.ExitStack() as undo:
+            assert next(meticulous._claim_ids(str(tmp_path), undo)) == 4
 
 
 def test_young_claims_stay(tmp_path):
@@ -99,17 +134,17 @@ def test_a_start_that_slept_too_long_lists_again(tmp_path, monkeypatch):
         meticulous, "_list_ids", lambda directory: answers.pop(0) if answers else listed(directory)
     )
     hours = iter(range(1000))
-    monkeypatch.setattr(meticulous.time, "time", lambda: next(hours) * 3600.0 if len(answers) else 0.0)
+    monkeypatch.setattr(meticulous.time, "monotonic", lambda: next(hours) * 3600.0 if len(answers) else 0.0)
     assert take(tmp_path) == [4]
 
 
 CLAIMER = """
-import os, sys
+import contextlib, os, sys
 sys.path.insert(0, {project!r})
 import meticulous
 sys.stdin.readline()
 for _ in range(10):
-    for number in meticulous._new_ids("."):
+    for number in meticulous._claim_ids(".", contextlib.ExitStack()):
         try:
             os.mkdir(str(number))
         except FileExistsError:
@@ -187,7 +222,7 @@ def test_a_reader_never_sees_half_a_file(tmp_path):
     writer.start()
     seen = set()
     while not done.is_set():
-        seen.add(meticulous._read_bytes(path))
+        seen.add(meticulous._read_file(path))
     writer.join()
     assert seen <= set(contents)
 
