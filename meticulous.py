@@ -50,8 +50,10 @@ order of its data; each chapter uses only names from the chapters above it:
         Code                 is it what is recorded, and a snapshot if it isn't committed
         Arguments            take arguments and defaults from an argparse parser
         Output               record what is written to sys.stdout and sys.stderr
-        Ending               record how the process ends
-        Experiment           the class that a training script uses
+        Exit                 determine how the program ended
+        Ending               notice the end of the process, and record it
+        Record               write the folder of one attempt
+        Experiment           what a training script uses
     III Read
         Text                 format single values
         Records on disk      read the folders of experiments
@@ -906,12 +908,11 @@ def _ask_slurm():
     squeue = ["squeue", "--noheader", "--all", f"--user={os.getuid()}"]
     try:
         cluster = re.search(r"^ClusterName *= *(\S+)", ask(["scontrol", "show", "config"]), re.MULTILINE)
-        jobs = re.findall(
-            r"^(\d+) +(\w+) +(\d+)", ask(squeue + ["--Format=jobid,state,restartcnt"]), re.MULTILINE
-        )
+        answer = ask(squeue + ["--Format=jobid,state,restartcnt"])
+        jobs = re.findall(r"^(\d+) +(\w+) +(\d+)", answer, re.MULTILINE)
         # The id of a step begins with that of the array, if its job is part of one: 1230_4.0.
-        steps = ask(squeue + ["--steps", "--Format=jobid,stepid:50"])
-        steps = set(re.findall(r"^(\d+) .*\.(\w+)", steps, re.MULTILINE))
+        answer = ask(squeue + ["--steps", "--Format=jobid,stepid:50"])
+        steps = set(re.findall(r"^(\d+) .*\.(\w+)", answer, re.MULTILINE))
     except TimeoutExpired:
         _warn(
             f"Slurm has not answered for {_SLURM_TIMEOUT_S} seconds: what it knows of running jobs is left out."
@@ -919,8 +920,8 @@ def _ask_slurm():
         return "", {}, set()
     except (OSError, SubprocessError):
         return "", {}, set()
-    jobs = {job: (state, int(restarts)) for job, state, restarts in jobs}
-    return cluster.group(1) if cluster else "", jobs, steps
+    states = {job: (state, int(restarts)) for job, state, restarts in jobs}
+    return cluster.group(1) if cluster else "", states, steps
 
 
 def _last_sign_of_life(folder):
@@ -2344,17 +2345,12 @@ class _Capture:
                     setattr(sys, name, recorder.stream.replaced)
 
 
-# === Ending ===================================================================
-# Record how the process ends, for the experiments that are still open.
+# === Exit =====================================================================
+# Determine how the program ended, for the experiments that are still open.
 #
 # the end of the script         its frame stopped at a RETURN instruction
 # an exception                  sys.last_traceback goes through that frame
 # sys.exit(), exit(), quit()    Python asks a SystemExit for its code when it ends the process
-# SIGTERM, SIGHUP               a handler, where the action was the default one
-# SIGKILL, os._exit(), exec     nothing of ours runs; the reader finds that the process is gone
-#
-# The first three are looked at in an atexit handler: the threads that Python waits for have ended then, and
-# the excepthook, which stays the user's, has shown its traceback.
 
 # Opcodes; Python 3.12 and 3.13 have another for constants. The module opcode can't be imported when a program
 # ends without a file descriptor left.
@@ -2679,6 +2675,15 @@ def _describe_child_ending():
 _wrap_exit(sys, "exit")
 
 
+# === Ending ===================================================================
+# Notice the end of the process, and record it.
+#
+# exits and exceptions          an atexit handler: the threads that Python waits for have ended then, and the
+#                               excepthook, which stays the user's, has shown its traceback
+# SIGTERM, SIGHUP               a handler, where the action was the default one
+# SIGKILL, os._exit(), exec     nothing of ours runs; the reader finds that the process is gone
+
+
 def _end_all(describe, *arguments):
     """End all open experiments, the latest first, with the status that *describe* returns."""
     is_interrupt = isinstance(getattr(sys, "last_value", None), KeyboardInterrupt) and _goes_through(
@@ -2862,56 +2867,12 @@ def _is_reimported_main():
     return process is not None and getattr(process.current_process(), "_inheriting", False)
 
 
-# === Experiment ===============================================================
-# What a training script uses.
+# === Record ===================================================================
+# Write the folder of one attempt, from its start to its end.
 
-_FOLDER_VARIABLE = "METICULOUS_EXPERIMENT_FOLDER"
 _REPEATS_VARIABLE = "METICULOUS_REPEATS"  # the ID of the experiment that `repeat` runs again
-_ORIGINAL = "meticulous-original"  # in the git directory of a frozen copy: the work tree that it is a copy of
 _NOT_FINITE = r'("(?:[^"\\]|\\.)*")|(NaN)|(-?)Infinity'
 _SMALLEST_BLOCK = 1024  # bytes; a file that is not empty has room for so many
-
-_told_ranks: "List[int]" = []
-
-
-def _is_other_rank():
-    """Return whether another process of the same parallel run records it; warn the first time."""
-    rank = _find_rank()
-    if rank is None or rank[0] == 0:
-        return False
-    if not _told_ranks:
-        _told_ranks.append(rank[0])
-        _warn(f"rank {rank[0]} of {rank[1]} ({rank[2]}) records nothing; rank 0 does.")
-    return True
-
-
-def _is_set(variable):
-    """Return whether an environment variable is set to something else than '' and 0."""
-    return os.environ.get(variable, "") not in ("", "0")
-
-
-def _check_type(name, value, kinds, noun):
-    if not isinstance(value, kinds):
-        raise InvalidArgsException(f"{name} must be a {noun}, not {value!r}.")
-
-
-def _find_original(directory):
-    """Return the absolute path of *directory*; if it is in a frozen copy, the same directory of the original.
-
-    Raises GitException if the original was moved or deleted.
-    """
-    path = os.path.abspath(directory)
-    for top in _list_parents(path):
-        marker = os.path.join(top, ".git", _ORIGINAL)
-        if os.path.isfile(marker):
-            original = os.fsdecode(_read_file(marker)[:-1])
-            if os.path.exists(os.path.join(original, ".git")):
-                return os.path.normpath(os.path.join(original, os.path.relpath(path, top)))
-            raise GitException(
-                f"{top} is a frozen copy of {original}, which was moved or deleted.\n"
-                "Run `meticulous freeze` where the project is now, and start from the path that it prints."
-            )
-    return path
 
 
 def _find_differences(recorded, current):
@@ -3195,6 +3156,55 @@ class _Record:
             file.truncate(len(content))
 
 
+# === Experiment ===============================================================
+# What a training script uses.
+
+_FOLDER_VARIABLE = "METICULOUS_EXPERIMENT_FOLDER"
+_ORIGINAL = "meticulous-original"  # in the git directory of a frozen copy: the work tree that it is a copy of
+
+_told_ranks: "List[int]" = []
+
+
+def _is_other_rank():
+    """Return whether another process of the same parallel run records it; warn the first time."""
+    rank = _find_rank()
+    if rank is None or rank[0] == 0:
+        return False
+    if not _told_ranks:
+        _told_ranks.append(rank[0])
+        _warn(f"rank {rank[0]} of {rank[1]} ({rank[2]}) records nothing; rank 0 does.")
+    return True
+
+
+def _is_set(variable):
+    """Return whether an environment variable is set to something else than '' and 0."""
+    return os.environ.get(variable, "") not in ("", "0")
+
+
+def _check_type(name, value, kinds, noun):
+    if not isinstance(value, kinds):
+        raise InvalidArgsException(f"{name} must be a {noun}, not {value!r}.")
+
+
+def _find_original(directory):
+    """Return the absolute path of *directory*; if it is in a frozen copy, the same directory of the original.
+
+    Raises GitException if the original was moved or deleted.
+    """
+    path = os.path.abspath(directory)
+    for top in _list_parents(path):
+        marker = os.path.join(top, ".git", _ORIGINAL)
+        if os.path.isfile(marker):
+            original = os.fsdecode(_read_file(marker)[:-1])
+            if os.path.exists(os.path.join(original, ".git")):
+                return os.path.normpath(os.path.join(original, os.path.relpath(path, top)))
+            raise GitException(
+                f"{top} is a frozen copy of {original}, which was moved or deleted.\n"
+                "Run `meticulous freeze` where the project is now, and start from the path that it prints."
+            )
+    return path
+
+
 class Experiment:
     """A run that is being recorded in a folder of its own.
 
@@ -3448,6 +3458,7 @@ class Experiment:
 # === Text =====================================================================
 # Turn single values into text.
 
+
 def _parse_time(text):
     """Convert a local ISO 8601 time to seconds since the epoch; None if it is not one."""
     from datetime import datetime
@@ -3582,6 +3593,15 @@ def _get_seconds(values, name):
     return value if _is_number(value) and abs(value) < 1e12 else None
 
 
+def _parse_line(line):
+    from json import loads
+
+    try:
+        return loads(line.decode("utf-8"))
+    except ValueError:
+        return None
+
+
 class ExperimentReader:
     """A recorded experiment.
 
@@ -3682,13 +3702,29 @@ class ExperimentReader:
 
     @_lazy
     def metrics(self) -> "List[Dict[str, Any]]":
-        import json
+        """The logged rows: {"step": 3, "time": 1764150000.1, "loss": 0.3}, the time in seconds since the epoch.
+
+        Left out are rows of earlier attempts whose step is not below the first step of a later one.
+        """
+        from json import loads
 
         try:
-            with open(self.curexpdir + "/metrics.jsonl", encoding="utf-8") as file:
-                return json.loads("[" + ",".join(file.read().splitlines()) + "]")
-        except (OSError, ValueError):
+            lines = _read_file(self.curexpdir + "/metrics.jsonl").splitlines()
+        except OSError:
             return []
+        try:
+            rows = loads(b"[" + b",".join(lines) + b"]")
+        except ValueError:  # the last line is torn, or one is another tool's
+            rows = [row for row in map(_parse_line, lines) if row is not None]
+        rows = [row for row in rows if isinstance(row, dict) and _is_number(row.get("step"))]
+        for attempt in self.attempts[1:]:
+            start = _get_seconds(attempt, "start-epoch") or 0
+            later = next(
+                (n for n, row in enumerate(rows) if (_get_seconds(row, "time") or 0) >= start > 0), len(rows)
+            )
+            if later < len(rows):
+                rows[:later] = [row for row in rows[:later] if row["step"] < rows[later]["step"]]
+        return rows
 
     def open(self, file: "Any", mode: str = "r", *args: "Any", **kwargs: "Any") -> "IO[Any]":
         """Open *file* like the builtin open(), relative paths inside the experiment's folder."""
@@ -3977,10 +4013,13 @@ def _find_directory(project_directory):
 _COMPARED = r"args\.|summary\.|metadata\.githead|header\.(status|duration)"
 
 
-def _read_row(reader, groups=_GROUPS[1:], levels=0):
+def _read_row(reader, groups=(*_GROUPS[1:], "metrics"), levels=0):
     """Return the row of an experiment, with its duration; *levels* of dicts in values are opened."""
-    values = reader.df_vars(groups)
+    values = reader.df_vars([group for group in groups if group != "metrics"])
     values["header"]["duration"] = reader.duration
+    if "metrics" in groups:
+        last = {name: value for point in reader.metrics for name, value in point.items()}
+        values["metrics"] = {name: last[name] for name in last if name not in ("step", "time")}
     return _make_row(values, levels)
 
 
@@ -4496,6 +4535,11 @@ def _format_experiment(reader, row, texts):
     for group, note in (("args", " (* is not the default)"), ("summary", ""), ("metadata", "")):
         yield ""
         yield from _format_pairs(group + note, _take_group(row, group))
+    if reader.metrics:
+        yield ""
+        yield from _format_pairs(
+            "metrics (last, least and most at their steps)", _describe_metrics(reader.metrics)
+        )
     status = texts["status"] if len(texts["status"]) > 1 else []
     titles = ("stdout, its end", "stderr, its end", "STATUS", "could not be read")
     for title, lines in zip(titles, (texts["stdout"], texts["stderr"], status, reader.problems)):
@@ -4506,6 +4550,36 @@ def _format_experiment(reader, row, texts):
             yield from ("  " + _show_controls(_cut(line, _LONGEST_LINE)) for line in seen)
 
 
+def _describe_metrics(rows):
+    """Yield each metric's name, and its last, least and most value with their steps, and a curve."""
+    names = dict.fromkeys(name for row in rows for name in row if name not in ("step", "time"))
+    for name in names:
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        finite = [(step, value) for step, value in points if _is_number(value) and value - value == 0]
+        words = [f"{_format_value(points[-1][1], 5)}"]
+        for choose, title in ((min, "min"), (max, "max")):
+            if finite:
+                step, value = choose(finite, key=lambda point: point[1])
+                words.append(f"{title} {_format_value(value, 5)} at {_format_value(step)}")
+        odd = [step for step, value in points if value is None or (_is_number(value) and value - value != 0)]
+        if odd:
+            words.append(f"not finite from {_format_value(odd[0])}")
+        words.append(_draw_curve([value for _, value in finite]))
+        yield f"  {name}", "  ".join(words)
+
+
+def _draw_curve(values, width=40):
+    """Draw *values* as a line of characters, each of which shows the extreme of its part, so that a spike stays."""
+    blocks = "▁▂▃▄▅▆▇█" if _encodable("█", sys.stdout) == "█" else "_.-~=+*#"
+    if not values:
+        return ""
+    low, high, mean = min(values), max(values), sum(values) / len(values)
+    size = max(1, -(-len(values) // width))
+    parts = [values[start : start + size] for start in range(0, len(values), size)]
+    extremes = [max(part, key=lambda value: abs(value - mean)) for part in parts]
+    return "".join(blocks[int((value - low) / (high - low or 1) * 7.99)] for value in extremes)
+
+
 def _take_group(row, group):
     """Yield names and values of a group; arguments that are not the default have a star."""
     for column, value in row.items():
@@ -4513,6 +4587,8 @@ def _take_group(row, group):
             star, default = " ", ""
             if "default_" + column in row and _is_changed(row, column):
                 star, default = "*", f"  (default {_format_value(row['default_' + column])})"
+            if column == "metadata.packages" and isinstance(value, str):
+                value = f"{len(value.splitlines())} (--json lists them)"
             yield f"{star} {column[len(group) + 1 :]}", _format_value(value) + default
 
 
@@ -4702,6 +4778,27 @@ def _describe_exit(status):
     return (f"ERROR\nexit code {code}" if code else "SUCCESS"), code
 
 
+def _follow_command(process, inherited, early, experiment):
+    """Pass on output and signals until the command has ended; return its wait status and usage."""
+    # The other end of a pipe may wait until what is the command's alone is closed everywhere.
+    for descriptor in set(inherited) - {1, 2}:
+        os.close(descriptor)
+    pipes = {process.stdout: 1, process.stderr: 2}
+    pipes.pop(None, None)
+    ended, running = os.pipe()
+    threads = _start_pumps(pipes, ended, experiment)
+    status, usage = _wait_for_command(process.pid, early)
+    process.returncode = status  # Popen must not wait again
+    os.close(running)
+    for thread in threads:
+        thread.join()
+    if pipes and not os.fork():  # daemons of the command hold them open
+        for thread in _start_pumps(pipes, os.pipe()[0], experiment):
+            thread.join()
+        os._exit(0)
+    return status, usage
+
+
 def _record_command(command, own):
     """Run *command* as an experiment, *own* being Experiment's arguments; returns the exit code."""
     import signal
@@ -4730,22 +4827,7 @@ def _record_command(command, own):
         experiment.finish(f"ERROR\n{problem}")
         _warn(f"{problem}.")
         return 126
-    # The other end of a pipe may wait until what is the command's alone is closed everywhere.
-    for descriptor in set(inherited) - {1, 2}:
-        os.close(descriptor)
-    pipes = {process.stdout: 1, process.stderr: 2}
-    pipes.pop(None, None)
-    ended, running = os.pipe()
-    threads = _start_pumps(pipes, ended, experiment)
-    status, usage = _wait_for_command(process.pid, early)
-    process.returncode = status  # Popen must not wait again
-    os.close(running)
-    for thread in threads:
-        thread.join()
-    if pipes and not os.fork():  # daemons of the command hold them open
-        for thread in _start_pumps(pipes, os.pipe()[0], experiment):
-            thread.join()
-        os._exit(0)
+    status, usage = _follow_command(process, inherited, early, experiment)
     experiment.metadata["usage"] = {
         # ru_maxrss is in bytes on macOS, in KiB elsewhere.
         "peak-memory-bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
@@ -5711,6 +5793,8 @@ def _list(options):
     # Metadata has the most columns, and people see none of them.
     needs_metadata = not options.is_for_people or any("metadata" in name for name in names)
     groups = [group for group in _GROUPS[1:] if group != "metadata" or needs_metadata]
+    if not options.is_for_people or any("metrics" in name for name in names):
+        groups.append("metrics")
     directory = options.directory or options.experiments_directory
     directory = directory or _find_directory(options.project_directory)
     was_enabled = gc.isenabled()
