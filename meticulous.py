@@ -633,8 +633,8 @@ def _read_link(path):
 def _read_stat(pid):
     """Return state, start and stack of a process, as in proc(5); ("", None, None) without /proc.
 
-    The start is in clock ticks since the boot. The stack (part of its address) moves with an exec, which keeps
-    pid and start; it is 0 for those who may not trace the process.
+    The start is in clock ticks since the boot. The stack (part of its address) moves with an exec, which
+    keeps pid and start; it is 0 for those who may not trace the process.
     """
     # The program's name, in parentheses, may itself contain spaces and parentheses.
     fields = _read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
@@ -835,7 +835,7 @@ class _Scheduler:
     """Ask Slurm about the jobs of this user: once for a complete listing, and only if a record needs it."""
 
     def __init__(self):
-        self._cluster, self._jobs, self._steps, self._valid_until = "", {}, set(), float("-inf")
+        self._cluster, self._jobs, self._steps, self._valid_until = "", {}, [], float("-inf")
 
     def is_job_running(self, process):
         """Return whether the job that *process* is part of runs; None if Slurm can't tell."""
@@ -862,7 +862,7 @@ class _Scheduler:
 def _ask_slurm():
     """Return the cluster's name, {job id: (state, restarts)} of this user's jobs, and the ids of their steps.
 
-    ("", {}, set()) if Slurm does not answer.
+    ("", {}, []) if Slurm does not answer.
     """
     from functools import partial
     from subprocess import DEVNULL, SubprocessError, TimeoutExpired, check_output
@@ -874,22 +874,16 @@ def _ask_slurm():
     # --all: also the jobs in partitions that are hidden from this user.
     squeue = ["squeue", "--noheader", "--all", f"--user={os.getuid()}"]
     try:
-        cluster = re.search(r"^ClusterName *= *(\S+)", ask(["scontrol", "show", "config"]), re.MULTILINE)
-        jobs = re.findall(
-            r"^(\d+) +(\w+) +(\d+)", ask(squeue + ["--Format=jobid,state,restartcnt"]), re.MULTILINE
-        )
+        cluster = "".join(re.findall(r"(?m)^ClusterName *= *(\S+)", ask(["scontrol", "show", "config"])))
+        jobs = re.findall(r"(?m)^(\d+) +(\w+) +(\d+)", ask(squeue + ["--Format=jobid,state,restartcnt"]))
         # The id of a step begins with that of the array, if its job is part of one: 1230_4.0.
-        steps = ask(squeue + ["--steps", "--Format=jobid,stepid:50"])
-        steps = set(re.findall(r"^(\d+) .*\.(\w+)", steps, re.MULTILINE))
+        steps = re.findall(r"(?m)^(\d+) .*\.(\w+)", ask(squeue + ["--steps", "--Format=jobid,stepid:50"]))
     except TimeoutExpired:
-        _warn(
-            f"Slurm has not answered for {_SLURM_TIMEOUT_S} seconds: what it knows of running jobs is left out."
-        )
-        return "", {}, set()
+        _warn(f"Slurm has not answered for {_SLURM_TIMEOUT_S} s: what it knows of running jobs is left out.")
+        return "", {}, []
     except (OSError, SubprocessError):
-        return "", {}, set()
-    jobs = {job: (state, int(restarts)) for job, state, restarts in jobs}
-    return cluster.group(1) if cluster else "", jobs, steps
+        return "", {}, []
+    return cluster, {job: (state, int(restarts)) for job, state, restarts in jobs}, steps
 
 
 def _last_sign_of_life(folder):
@@ -915,7 +909,7 @@ def _attempt_path(folder, number):
 
 
 def _find_newest_attempt(folder):
-    """Return the number of the newest attempt that was claimed; 1 for an experiment that was never resumed."""
+    """Return the number of the newest attempt that was claimed; 1 if there was no other."""
     names = (name for name in os.listdir(folder) if re.fullmatch(r"\.attempt-[0-9]+", name))
     return max((int(name[9:]) for name in names), default=1)
 
@@ -982,7 +976,8 @@ def _check_gone(folder, metadata, newest, now):
 class _Session:
     """What belongs to the open experiments of this process; a forked child begins with a new one.
 
-    experiments: the open ones, the latest last. is_exiting: whether the process is at its end. hooks: an ExitStack that removes what was installed for them.
+    experiments: the open ones, the latest last. is_exiting: whether the process is at its end. hooks: an
+    ExitStack that removes what was installed for them.
     lock: the one lock of this module, re-entrant because a signal handler may print, log and finish.
     """
 
@@ -1010,11 +1005,11 @@ class _Session:
         self._holders.append(None)
 
     def release(self):
-        import signal
-        from _thread import interrupt_main
-
         del self._holders[-1:]  # in a child that was forked in between there are none
         while self._held and not self._holders:
+            import signal
+            from _thread import interrupt_main
+
             signum = self._held.pop()
             if signum != signal.SIGINT:
                 os.kill(os.getpid(), signum)
@@ -1029,10 +1024,11 @@ class _Hold:
         import signal
 
         _session.hold()
-        handler = signal.getsignal(signal.SIGINT)
+        handler: "Any" = signal.getsignal(signal.SIGINT)
         self._handler = handler if callable(handler) and _in_main_thread() else None
         if self._handler:
-            signal.signal(signal.SIGINT, lambda signum, frame: _session.is_holding(signum))
+            # A child that a thread forks meanwhile has a session of its own, which holds nothing.
+            signal.signal(signal.SIGINT, lambda *args: _session.is_holding(args[0]) or handler(*args))
 
     def __exit__(self, *exc_info):
         import signal
@@ -1545,12 +1541,12 @@ def _convert_default(action):
 
 # === Output ===================================================================
 # Record what is written to sys.stdout and sys.stderr. The streams stay the same objects: their methods are
-# patched, so whoever got hold of a stream before (logging handlers, `from sys import stderr`) is recorded, too.
+# patched, so whoever got hold of a stream before (logging handlers, `from sys import stderr`) is recorded.
 #
 #     print -> write -> the stream's own write, at once
 #                    -> _Recorder.pending -> when a line ends -> _OutputFile of each experiment
 
-# Never through a link that somebody planted in a shared folder; O_NONBLOCK for a named pipe (see _READ_FLAGS).
+# Never through a link that somebody planted in a shared folder; O_NONBLOCK: see _READ_FLAGS.
 _APPEND = os.O_WRONLY | os.O_APPEND
 for _flag in ("O_BINARY", "O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"):
     _APPEND |= getattr(os, _flag, 0)
@@ -1600,6 +1596,8 @@ class _OutputFile:
         self.faults = faults
         self.descriptor = _open_to_append(path, os.O_CREAT)
         self.identity = _identify(self.descriptor)
+        self.holders = 0  # how many are in the middle of something with it
+        self.is_leaving = False  # was it closed meanwhile?
         self.bar = b""  # the last lines while they are a progress bar, whose next state may overwrite them
         self.bar_since = 0.0
         self.has_moved = False  # has the cursor moved up since the bar was last saved?
@@ -1648,8 +1646,21 @@ class _OutputFile:
         data, self.bar = self.bar, b""
         self._add_lines(b"\n".join(_fold(data)[0]))
 
+    def hold(self):
+        """Keep the file open until release(), because a signal handler may finish the experiment meanwhile.
+
+        Without this, what is being written would land in the next file that gets the descriptor's number.
+        """
+        self.holders += 1
+
+    def release(self):
+        self.holders -= 1
+        if self.is_leaving:
+            self.close()
+
     def save(self):
         """Write what was added. What can't be written now is kept for a later call, up to a limit."""
+        self.hold()
         try:
             while self.unsaved:
                 self._open_again()
@@ -1660,6 +1671,8 @@ class _OutputFile:
             if len(self.unsaved) > _UNSAVED_LIMIT:
                 self.unsaved[_UNSAVED_LIMIT:] = _GAP
             self._report(error)
+        finally:
+            self.release()
 
     def _report(self, error):
         if not self.faults:
@@ -1690,6 +1703,9 @@ class _OutputFile:
 
     def close(self):
         """Save what was added and close the file, unless the program has closed it and opened another."""
+        self.is_leaving = self.holders > 0
+        if self.is_leaving:
+            return
         self.release_bar()
         self.save()
         try:
@@ -1712,7 +1728,7 @@ def _open_to_append(path, more_flags=0):
 
 
 def _identify(file):
-    """Return what tells the file of a path or descriptor from others, and if it has a name; None if closed."""
+    """Return what tells a path's or descriptor's file from others, and if it has a name; None if closed."""
     try:
         status = os.stat(file)
     except OSError as error:
@@ -1730,33 +1746,24 @@ class _Recorder:
         self.files = []
         self.pending = []  # str, and the bytes that were written to .buffer
         self.is_flushing = False
-        self.leaving = []
         self.due = 0.0  # when the next line is to be written
         self.used_until = 0.0
         self.patches = []
-        flush = self._wrap_flush(getattr(stream, "flush", None))
-        self.codes = [flush.__code__]
-        self._patch_write()
-        self._patch(stream, "flush", flush)
+        self.patch(stream, "write", self._wrap_write(stream.write))
+        self.patch(stream, "flush", self._wrap_flush(getattr(stream, "flush", None)))
         try:
-            self._patch(stream.buffer, "write", self._wrap_write_bytes(stream.buffer.write))
+            self.patch(stream.buffer, "write", self._wrap_write_bytes(stream.buffer.write))
         except Exception:
             pass  # no buffer, as in io.StringIO, or one that can't be patched
 
-    def _patch_write(self):
-        write = self._wrap_write(self.stream.write)
-        write.recorder = self
-        self.codes.append(write.__code__)
-        self._patch(self.stream, "write", write)
+    def patch(self, owner, name, new):
+        self.patches.append((owner, name, new, vars(owner).get(name)))
+        setattr(owner, name, new)
 
-    def _patch(self, owner, name, function):
-        self.patches.append((owner, name, function, vars(owner).get(name)))
-        setattr(owner, name, function)
-
-    def _remove_patches(self):
+    def remove_patches(self):
         """Put back what was there. Another tool's patch stays, and ours below it then only passes on."""
-        for owner, name, function, before in self.patches:
-            if vars(owner).get(name) is function:
+        for owner, name, new, before in self.patches:
+            if vars(owner).get(name) is new:
                 delattr(owner, name) if before is None else setattr(owner, name, before)
 
     def _wrap_write(self, write_below):
@@ -1764,7 +1771,7 @@ class _Recorder:
         # print calls it twice: a method, or a search for the newline each time, would cost a fifth more.
         files, append, monotonic = self.files, self.pending.append, time.monotonic
 
-        def write(text):
+        def write(self, text):
             count = write_below(text)
             if files:
                 append(text)
@@ -1772,12 +1779,13 @@ class _Recorder:
                     self.flush_line(str(text))
             return count
 
-        return write
+        # Bound, so that it stays as it is as an attribute of a class, as the stream's own methods do.
+        return write.__get__(self)
 
     def _wrap_write_bytes(self, write_below):
         """Return a `write` for bytes that also records, unless they are text that is recorded already."""
 
-        def write(data):
+        def write(self, data):
             count = write_below(data)
             if self.files and not self._is_passing_on(sys._getframe().f_back):
                 self.pending.append(bytes(data)[: count or 0])  # a raw stream may take only a part
@@ -1785,43 +1793,32 @@ class _Recorder:
                     self.flush()
             return count
 
-        return write
+        return write.__get__(self)
 
     def _wrap_flush(self, flush_below):
-        def flush():
+        def flush(self):
             # Whoever patched the stream before us may put back what was below: IPython does for each cell.
             if self.files and getattr(self.stream.write, "__self__", None) is self.stream:
-                self._patch_write()
+                self.patch(self.stream, "write", self._wrap_write(self.stream.write))
             self.flush()
             return flush_below and flush_below()
 
-        return flush
+        return flush.__get__(self)
 
     def _is_passing_on(self, frame):
         """Return whether *frame* is below our own write or flush: TextIOWrapper passes text on to .buffer."""
         while frame is not None:
-            if frame.f_code in self.codes and frame.f_locals.get("self") is self:
+            if frame.f_code.co_name in ("write", "flush") and frame.f_locals.get("self") is self:
                 return True
             frame = frame.f_back
         return False
 
-    def add_file(self, file):
-        self.flush()
-        self.files.append(file)
-
     def remove_file(self, file):
-        """Save the last of *file*, and close it; after the last one, give the stream back."""
-        with _session.lock:
-            if self.is_flushing:
-                # In a signal handler that interrupted this very flush, whose text would land in whatever
-                # file gets the number of the descriptor next. It closes the file when it is done.
-                self.leaving.append(file)
-                return
-            self.flush()
-            self.files.remove(file)
-            file.close()
-            if not self.files:
-                self._remove_patches()
+        """Record in *file* no more; after the last one, give the stream back."""
+        self.flush()
+        self.files.remove(file)
+        if not self.files:
+            self.remove_patches()
 
     def flush_line(self, text):
         """Flush if *text* ended a line or moved a progress bar, or much has come without."""
@@ -1846,25 +1843,26 @@ class _Recorder:
             lock.release()
 
     def _flush_pending(self):
-        self.is_flushing = True
-        _session.hold()
+        files = self.files[:]
         try:
+            self.is_flushing = True
+            _session.hold()
+            for file in files:
+                file.hold()
             while self.pending:
-                self._save_pending()
+                self._save_pending(files)
         finally:
             self.is_flushing = False
-            while self.leaving:
-                self.remove_file(self.leaving.pop())
+            for file in files:
+                file.release()
             _session.release()
 
-    def _save_pending(self):
+    def _save_pending(self, files):
         parts = self.pending[:]
         data = _encode_parts(parts)
         del self.pending[: len(parts)]  # not sooner: the above is long enough for a signal that ends us
-        files = self.files[:]
         for file in files:
             file.add(data)
-        for file in files:
             file.save()
         self._set_pace(max(1, min(len(parts), data.count(b"\n"))))
 
@@ -1881,7 +1879,7 @@ class _Recorder:
         self.is_flushing = False
         del self.pending[:]
         for file in self.files:
-            file.bar, file.unsaved = b"", bytearray()
+            file.bar, file.unsaved, file.holders = b"", bytearray(), 0
 
 
 def _encode_parts(parts):
@@ -1895,7 +1893,7 @@ def _encode_parts(parts):
 
 
 class _StandIn:
-    """What replaces a stream that refuses attributes: all but the methods that are patched is the stream's."""
+    """Replaces a stream that refuses attributes: all but the methods that are patched is the stream's."""
 
     def __init__(self, stream):
         self.replaced = stream
@@ -1910,15 +1908,21 @@ class _StandIn:
 
 def _find_recorder(name):
     """Return the recorder of sys.stdout or sys.stderr, made if need be; None where there is no stream."""
-    stream = getattr(sys, name)
-    recorder = getattr(getattr(stream, "write", None), "recorder", None)
-    if stream is None or (isinstance(recorder, _Recorder) and recorder.files):
-        return recorder
+    stream: "Any" = getattr(sys, name)
+    if not hasattr(stream, "write"):
+        return None
+    recorder = getattr(stream.write, "__self__", None)
+    if isinstance(recorder, _Recorder):
+        if recorder.files:
+            return recorder
+        recorder.remove_patches()  # of an experiment that ended below another tool's patch
     try:
         return _Recorder(stream)
-    except (AttributeError, TypeError):  # with __slots__, or of a class written in C
-        setattr(sys, name, _StandIn(stream))
-        return _Recorder(getattr(sys, name))
+    except Exception:  # with __slots__, or of a class written in C
+        stand_in = _StandIn(stream)
+        recorder = _Recorder(stand_in)
+        recorder.patch(sys, name, stand_in)
+        return recorder
 
 
 class _Capture:
@@ -1931,17 +1935,23 @@ class _Capture:
         self.faults: "List[OSError]" = []
         self._recorders: "Dict[str, Any]" = {}
         self._files: "Dict[str, Any]" = {}
-        for name in ("stdout", "stderr"):
-            self._files[name] = _OutputFile(os.path.join(folder, name), self.faults)
+        try:
+            for name in ("stdout", "stderr"):
+                self._files[name] = _OutputFile(os.path.join(folder, name), self.faults)
+        except OSError:
+            self.close()
+            raise
 
     def start(self, folder):
         """Record from now on; the files are in *folder* by now."""
         with _session.lock:
             for name, file in self._files.items():
                 file.path = os.path.join(folder, name)
-                self._recorders[name] = _find_recorder(name)
-                if self._recorders[name]:
-                    self._recorders[name].add_file(file)
+                recorder = _find_recorder(name)
+                if recorder:
+                    recorder.flush()
+                    recorder.files.append(file)
+                    self._recorders[name] = recorder
 
     def record(self, name, data):
         """Record *data*, bytes that a child wrote to its "stdout" or "stderr"."""
@@ -1950,7 +1960,7 @@ class _Capture:
         file.save()
 
     def flush(self, is_waiting=True):
-        for recorder in filter(None, self._recorders.values()):
+        for recorder in self._recorders.values():
             recorder.flush(is_waiting)
 
     def settle(self):
@@ -1961,7 +1971,7 @@ class _Capture:
             file.save()
 
     def forget(self):
-        for recorder in filter(None, self._recorders.values()):
+        for recorder in self._recorders.values():
             recorder.forget()
 
     def close(self):
@@ -1969,13 +1979,9 @@ class _Capture:
         with _session.lock:
             files, self._files = self._files, {}
             for name, file in files.items():
-                recorder = self._recorders.get(name)
-                if recorder is None:
-                    file.close()
-                    continue
-                recorder.remove_file(file)
-                if type(recorder.stream) is _StandIn and getattr(sys, name) is recorder.stream:
-                    setattr(sys, name, recorder.stream.replaced)
+                if name in self._recorders:
+                    self._recorders[name].remove_file(file)
+                file.close()
 
 
 # === Ending ===================================================================

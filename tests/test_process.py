@@ -405,7 +405,9 @@ def test_scheduler_that_hangs_does_not_hang_us(slurm, monkeypatch, capsys):
     for _ in range(2):
         assert meticulous._is_running(describe_elsewhere(**SLURM), scheduler) is None
     warning = capsys.readouterr().err
-    assert warning.startswith("meticulous: Slurm has not answered for 0.2 seconds") and warning.count("\n") == 1
+    assert (
+        warning.startswith("meticulous: Slurm has not answered for 0.2 seconds") and warning.count("\n") == 1
+    )
 
 
 def test_process_of_our_own_job_is_gone_after_a_restart(slurm, monkeypatch, tmp_path):
@@ -650,8 +652,8 @@ def own_again_and_again(folder):
                 open(folder + ".two-owners", "w").close()
             attempts = [{}] * (number - 1) + [process]
             meticulous._write_file(path, meticulous._to_bytes({"attempts": attempts}))
-            attempts[-1] = {**process, "end-time": "now"}
-            meticulous._write_file(path, meticulous._to_bytes({"attempts": attempts}))
+        attempts[-1] = {**process, "end-time": "now"}
+        meticulous._write_file(path, meticulous._to_bytes({"attempts": attempts}))
 
 
 def fork_owner(folder):
