@@ -666,8 +666,8 @@ def _read_link(path):
 def _read_stat(pid):
     """Return state, start and stack of a process, as in proc(5); ("", None, None) without /proc.
 
-    The start is in clock ticks since the boot. The stack (part of its address) moves with an exec, which keeps
-    pid and start; it is 0 for those who may not trace the process.
+    The start is in clock ticks since the boot. The stack (part of its address) moves with an exec, which
+    keeps pid and start; it is 0 for those who may not trace the process.
     """
     # The program's name, in parentheses, may itself contain spaces and parentheses.
     fields = _read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
@@ -868,7 +868,7 @@ class _Scheduler:
     """Ask Slurm about the jobs of this user: once for a complete listing, and only if a record needs it."""
 
     def __init__(self):
-        self._cluster, self._jobs, self._steps, self._valid_until = "", {}, set(), float("-inf")
+        self._cluster, self._jobs, self._steps, self._valid_until = "", {}, [], float("-inf")
 
     def is_job_running(self, process):
         """Return whether the job that *process* is part of runs; None if Slurm can't tell."""
@@ -895,7 +895,7 @@ class _Scheduler:
 def _ask_slurm():
     """Return the cluster's name, {job id: (state, restarts)} of this user's jobs, and the ids of their steps.
 
-    ("", {}, set()) if Slurm does not answer.
+    ("", {}, []) if Slurm does not answer.
     """
     from functools import partial
     from subprocess import DEVNULL, SubprocessError, TimeoutExpired, check_output
@@ -907,21 +907,16 @@ def _ask_slurm():
     # --all: also the jobs in partitions that are hidden from this user.
     squeue = ["squeue", "--noheader", "--all", f"--user={os.getuid()}"]
     try:
-        cluster = re.search(r"^ClusterName *= *(\S+)", ask(["scontrol", "show", "config"]), re.MULTILINE)
-        answer = ask(squeue + ["--Format=jobid,state,restartcnt"])
-        jobs = re.findall(r"^(\d+) +(\w+) +(\d+)", answer, re.MULTILINE)
+        cluster = "".join(re.findall(r"(?m)^ClusterName *= *(\S+)", ask(["scontrol", "show", "config"])))
+        jobs = re.findall(r"(?m)^(\d+) +(\w+) +(\d+)", ask(squeue + ["--Format=jobid,state,restartcnt"]))
         # The id of a step begins with that of the array, if its job is part of one: 1230_4.0.
-        answer = ask(squeue + ["--steps", "--Format=jobid,stepid:50"])
-        steps = set(re.findall(r"^(\d+) .*\.(\w+)", answer, re.MULTILINE))
+        steps = re.findall(r"(?m)^(\d+) .*\.(\w+)", ask(squeue + ["--steps", "--Format=jobid,stepid:50"]))
     except TimeoutExpired:
-        _warn(
-            f"Slurm has not answered for {_SLURM_TIMEOUT_S} seconds: what it knows of running jobs is left out."
-        )
-        return "", {}, set()
+        _warn(f"Slurm has not answered for {_SLURM_TIMEOUT_S} s: what it knows of running jobs is left out.")
+        return "", {}, []
     except (OSError, SubprocessError):
-        return "", {}, set()
-    states = {job: (state, int(restarts)) for job, state, restarts in jobs}
-    return cluster.group(1) if cluster else "", states, steps
+        return "", {}, []
+    return cluster, {job: (state, int(restarts)) for job, state, restarts in jobs}, steps
 
 
 def _last_sign_of_life(folder):
@@ -947,7 +942,7 @@ def _attempt_path(folder, number):
 
 
 def _find_newest_attempt(folder):
-    """Return the number of the newest attempt that was claimed; 1 for an experiment that was never resumed."""
+    """Return the number of the newest attempt that was claimed; 1 if there was no other."""
     names = (name for name in os.listdir(folder) if re.fullmatch(r"\.attempt-[0-9]+", name))
     return max((int(name[9:]) for name in names), default=1)
 
@@ -1014,7 +1009,8 @@ def _check_gone(folder, metadata, newest, now):
 class _Session:
     """What belongs to the open experiments of this process; a forked child begins with a new one.
 
-    experiments: the open ones, the latest last. is_exiting: whether the process is at its end. hooks: an ExitStack that removes what was installed for them.
+    experiments: the open ones, the latest last. is_exiting: whether the process is at its end. hooks: an
+    ExitStack that removes what was installed for them.
     lock: the one lock of this module, re-entrant because a signal handler may print, log and finish.
     """
 
@@ -1045,11 +1041,11 @@ class _Session:
         self._holders.append(None)
 
     def release(self):
-        import signal
-        from _thread import interrupt_main
-
         del self._holders[-1:]  # in a child that was forked in between there are none
         while self._held and not self._holders:
+            import signal
+            from _thread import interrupt_main
+
             signum = self._held.pop()
             if signum != signal.SIGINT:
                 os.kill(os.getpid(), signum)
@@ -1064,10 +1060,11 @@ class _Hold:
         import signal
 
         _session.hold()
-        handler = signal.getsignal(signal.SIGINT)
+        handler: "Any" = signal.getsignal(signal.SIGINT)
         self._handler = handler if callable(handler) and _in_main_thread() else None
         if self._handler:
-            signal.signal(signal.SIGINT, lambda signum, frame: _session.is_holding(signum))
+            # A child that a thread forks meanwhile has a session of its own, which holds nothing.
+            signal.signal(signal.SIGINT, lambda *args: _session.is_holding(args[0]) or handler(*args))
 
     def __exit__(self, *exc_info):
         import signal
@@ -1899,12 +1896,12 @@ def _convert_default(action):
 
 # === Output ===================================================================
 # Record what is written to sys.stdout and sys.stderr. The streams stay the same objects: their methods are
-# patched, so whoever got hold of a stream before (logging handlers, `from sys import stderr`) is recorded, too.
+# patched, so whoever got hold of a stream before (logging handlers, `from sys import stderr`) is recorded.
 #
 #     print -> write -> the stream's own write, at once
 #                    -> _Recorder.pending -> when a line ends -> _OutputFile of each experiment
 
-# Never through a link that somebody planted in a shared folder; O_NONBLOCK for a named pipe (see _READ_FLAGS).
+# Never through a link that somebody planted in a shared folder; O_NONBLOCK: see _READ_FLAGS.
 _APPEND = os.O_WRONLY | os.O_APPEND
 for _flag in ("O_BINARY", "O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"):
     _APPEND |= getattr(os, _flag, 0)
@@ -1954,6 +1951,8 @@ class _OutputFile:
         self.faults = faults
         self.descriptor = _open_to_append(path, os.O_CREAT)
         self.identity = _identify(self.descriptor)
+        self.holders = 0  # how many are in the middle of something with it
+        self.is_leaving = False  # was it closed meanwhile?
         self.bar = b""  # the last lines while they are a progress bar, whose next state may overwrite them
         self.bar_since = 0.0
         self.has_moved = False  # has the cursor moved up since the bar was last saved?
@@ -2002,8 +2001,21 @@ class _OutputFile:
         data, self.bar = self.bar, b""
         self._add_lines(b"\n".join(_fold(data)[0]))
 
+    def hold(self):
+        """Keep the file open until release(), because a signal handler may finish the experiment meanwhile.
+
+        Without this, what is being written would land in the next file that gets the descriptor's number.
+        """
+        self.holders += 1
+
+    def release(self):
+        self.holders -= 1
+        if self.is_leaving:
+            self.close()
+
     def save(self):
         """Write what was added. What can't be written now is kept for a later call, up to a limit."""
+        self.hold()
         try:
             while self.unsaved:
                 self._open_again()
@@ -2014,6 +2026,8 @@ class _OutputFile:
             if len(self.unsaved) > _UNSAVED_LIMIT:
                 self.unsaved[_UNSAVED_LIMIT:] = _GAP
             self._report(error)
+        finally:
+            self.release()
 
     def append_line(self, data):
         """Write a complete line at once, by one write(2), if nothing waits to be saved before it."""
@@ -2057,6 +2071,9 @@ class _OutputFile:
 
     def close(self):
         """Save what was added and close the file, unless the program has closed it and opened another."""
+        self.is_leaving = self.holders > 0
+        if self.is_leaving:
+            return
         self.release_bar()
         self.save()
         try:
@@ -2079,7 +2096,7 @@ def _open_to_append(path, more_flags=0):
 
 
 def _identify(file):
-    """Return what tells the file of a path or descriptor from others, and if it has a name; None if closed."""
+    """Return what tells a path's or descriptor's file from others, and if it has a name; None if closed."""
     try:
         status = os.stat(file)
     except OSError as error:
@@ -2097,33 +2114,24 @@ class _Recorder:
         self.files = []
         self.pending = []  # str, and the bytes that were written to .buffer
         self.is_flushing = False
-        self.leaving = []
         self.due = 0.0  # when the next line is to be written
         self.used_until = 0.0
         self.patches = []
-        flush = self._wrap_flush(getattr(stream, "flush", None))
-        self.codes = [flush.__code__]
-        self._patch_write()
-        self._patch(stream, "flush", flush)
+        self.patch(stream, "write", self._wrap_write(stream.write))
+        self.patch(stream, "flush", self._wrap_flush(getattr(stream, "flush", None)))
         try:
-            self._patch(stream.buffer, "write", self._wrap_write_bytes(stream.buffer.write))
+            self.patch(stream.buffer, "write", self._wrap_write_bytes(stream.buffer.write))
         except Exception:
             pass  # no buffer, as in io.StringIO, or one that can't be patched
 
-    def _patch_write(self):
-        write = self._wrap_write(self.stream.write)
-        write.recorder = self
-        self.codes.append(write.__code__)
-        self._patch(self.stream, "write", write)
+    def patch(self, owner, name, new):
+        self.patches.append((owner, name, new, vars(owner).get(name)))
+        setattr(owner, name, new)
 
-    def _patch(self, owner, name, function):
-        self.patches.append((owner, name, function, vars(owner).get(name)))
-        setattr(owner, name, function)
-
-    def _remove_patches(self):
+    def remove_patches(self):
         """Put back what was there. Another tool's patch stays, and ours below it then only passes on."""
-        for owner, name, function, before in self.patches:
-            if vars(owner).get(name) is function:
+        for owner, name, new, before in self.patches:
+            if vars(owner).get(name) is new:
                 delattr(owner, name) if before is None else setattr(owner, name, before)
 
     def _wrap_write(self, write_below):
@@ -2131,7 +2139,7 @@ class _Recorder:
         # print calls it twice: a method, or a search for the newline each time, would cost a fifth more.
         files, append, monotonic = self.files, self.pending.append, time.monotonic
 
-        def write(text):
+        def write(self, text):
             count = write_below(text)
             if files:
                 append(text)
@@ -2139,12 +2147,13 @@ class _Recorder:
                     self.flush_line(str(text))
             return count
 
-        return write
+        # Bound, so that it stays as it is as an attribute of a class, as the stream's own methods do.
+        return write.__get__(self)
 
     def _wrap_write_bytes(self, write_below):
         """Return a `write` for bytes that also records, unless they are text that is recorded already."""
 
-        def write(data):
+        def write(self, data):
             count = write_below(data)
             if self.files and not self._is_passing_on(sys._getframe().f_back):
                 self.pending.append(bytes(data)[: count or 0])  # a raw stream may take only a part
@@ -2152,43 +2161,32 @@ class _Recorder:
                     self.flush()
             return count
 
-        return write
+        return write.__get__(self)
 
     def _wrap_flush(self, flush_below):
-        def flush():
+        def flush(self):
             # Whoever patched the stream before us may put back what was below: IPython does for each cell.
             if self.files and getattr(self.stream.write, "__self__", None) is self.stream:
-                self._patch_write()
+                self.patch(self.stream, "write", self._wrap_write(self.stream.write))
             self.flush()
             return flush_below and flush_below()
 
-        return flush
+        return flush.__get__(self)
 
     def _is_passing_on(self, frame):
         """Return whether *frame* is below our own write or flush: TextIOWrapper passes text on to .buffer."""
         while frame is not None:
-            if frame.f_code in self.codes and frame.f_locals.get("self") is self:
+            if frame.f_code.co_name in ("write", "flush") and frame.f_locals.get("self") is self:
                 return True
             frame = frame.f_back
         return False
 
-    def add_file(self, file):
-        self.flush()
-        self.files.append(file)
-
     def remove_file(self, file):
-        """Save the last of *file*, and close it; after the last one, give the stream back."""
-        with _session.lock:
-            if self.is_flushing:
-                # In a signal handler that interrupted this very flush, whose text would land in whatever
-                # file gets the number of the descriptor next. It closes the file when it is done.
-                self.leaving.append(file)
-                return
-            self.flush()
-            self.files.remove(file)
-            file.close()
-            if not self.files:
-                self._remove_patches()
+        """Record in *file* no more; after the last one, give the stream back."""
+        self.flush()
+        self.files.remove(file)
+        if not self.files:
+            self.remove_patches()
 
     def flush_line(self, text):
         """Flush if *text* ended a line or moved a progress bar, or much has come without."""
@@ -2213,25 +2211,26 @@ class _Recorder:
             lock.release()
 
     def _flush_pending(self):
-        self.is_flushing = True
-        _session.hold()
+        files = self.files[:]
         try:
+            self.is_flushing = True
+            _session.hold()
+            for file in files:
+                file.hold()
             while self.pending:
-                self._save_pending()
+                self._save_pending(files)
         finally:
             self.is_flushing = False
-            while self.leaving:
-                self.remove_file(self.leaving.pop())
+            for file in files:
+                file.release()
             _session.release()
 
-    def _save_pending(self):
+    def _save_pending(self, files):
         parts = self.pending[:]
         data = _encode_parts(parts)
         del self.pending[: len(parts)]  # not sooner: the above is long enough for a signal that ends us
-        files = self.files[:]
         for file in files:
             file.add(data)
-        for file in files:
             file.save()
         self._set_pace(max(1, min(len(parts), data.count(b"\n"))))
 
@@ -2248,7 +2247,7 @@ class _Recorder:
         self.is_flushing = False
         del self.pending[:]
         for file in self.files:
-            file.bar, file.unsaved = b"", bytearray()
+            file.bar, file.unsaved, file.holders = b"", bytearray(), 0
 
 
 def _encode_parts(parts):
@@ -2262,7 +2261,7 @@ def _encode_parts(parts):
 
 
 class _StandIn:
-    """What replaces a stream that refuses attributes: all but the methods that are patched is the stream's."""
+    """Replaces a stream that refuses attributes: all but the methods that are patched is the stream's."""
 
     def __init__(self, stream):
         self.replaced = stream
@@ -2277,15 +2276,21 @@ class _StandIn:
 
 def _find_recorder(name):
     """Return the recorder of sys.stdout or sys.stderr, made if need be; None where there is no stream."""
-    stream = getattr(sys, name)
-    recorder = getattr(getattr(stream, "write", None), "recorder", None)
-    if stream is None or (isinstance(recorder, _Recorder) and recorder.files):
-        return recorder
+    stream: "Any" = getattr(sys, name)
+    if not hasattr(stream, "write"):
+        return None
+    recorder = getattr(stream.write, "__self__", None)
+    if isinstance(recorder, _Recorder):
+        if recorder.files:
+            return recorder
+        recorder.remove_patches()  # of an experiment that ended below another tool's patch
     try:
         return _Recorder(stream)
-    except (AttributeError, TypeError):  # with __slots__, or of a class written in C
-        setattr(sys, name, _StandIn(stream))
-        return _Recorder(getattr(sys, name))
+    except Exception:  # with __slots__, or of a class written in C
+        stand_in = _StandIn(stream)
+        recorder = _Recorder(stand_in)
+        recorder.patch(sys, name, stand_in)
+        return recorder
 
 
 class _Capture:
@@ -2298,17 +2303,23 @@ class _Capture:
         self.faults: "List[OSError]" = []
         self._recorders: "Dict[str, Any]" = {}
         self._files: "Dict[str, Any]" = {}
-        for name in ("stdout", "stderr"):
-            self._files[name] = _OutputFile(os.path.join(folder, name), self.faults)
+        try:
+            for name in ("stdout", "stderr"):
+                self._files[name] = _OutputFile(os.path.join(folder, name), self.faults)
+        except OSError:
+            self.close()
+            raise
 
     def start(self, folder):
         """Record from now on; the files are in *folder* by now."""
         with _session.lock:
             for name, file in self._files.items():
                 file.path = os.path.join(folder, name)
-                self._recorders[name] = _find_recorder(name)
-                if self._recorders[name]:
-                    self._recorders[name].add_file(file)
+                recorder = _find_recorder(name)
+                if recorder:
+                    recorder.flush()
+                    recorder.files.append(file)
+                    self._recorders[name] = recorder
 
     def record(self, name, data):
         """Record *data*, bytes that a child wrote to its "stdout" or "stderr"."""
@@ -2317,7 +2328,7 @@ class _Capture:
         file.save()
 
     def flush(self, is_waiting=True):
-        for recorder in filter(None, self._recorders.values()):
+        for recorder in self._recorders.values():
             recorder.flush(is_waiting)
 
     def settle(self):
@@ -2328,7 +2339,7 @@ class _Capture:
             file.save()
 
     def forget(self):
-        for recorder in filter(None, self._recorders.values()):
+        for recorder in self._recorders.values():
             recorder.forget()
 
     def close(self):
@@ -2336,13 +2347,9 @@ class _Capture:
         with _session.lock:
             files, self._files = self._files, {}
             for name, file in files.items():
-                recorder = self._recorders.get(name)
-                if recorder is None:
-                    file.close()
-                    continue
-                recorder.remove_file(file)
-                if type(recorder.stream) is _StandIn and getattr(sys, name) is recorder.stream:
-                    setattr(sys, name, recorder.stream.replaced)
+                if name in self._recorders:
+                    self._recorders[name].remove_file(file)
+                file.close()
 
 
 # === Exit =====================================================================
@@ -3726,6 +3733,11 @@ class ExperimentReader:
                 rows[:later] = [row for row in rows[:later] if row["step"] < rows[later]["step"]]
         return rows
 
+    @property
+    def code_warning(self) -> str:
+        """What ran and is not in the recorded commit; '' if all of it is, or if that is unknown."""
+        return _describe_code(self.metadata)
+
     def open(self, file: "Any", mode: str = "r", *args: "Any", **kwargs: "Any") -> "IO[Any]":
         """Open *file* like the builtin open(), relative paths inside the experiment's folder."""
         import builtins
@@ -4024,15 +4036,17 @@ def _read_row(reader, groups=(*_GROUPS[1:], "metrics"), levels=0):
 
 
 def _load_rows(directory, groups, levels):
-    """Return the rows of a directory by start time, and what could not be read, by experiment."""
+    """Return the rows of a directory by start time; by experiment, what could not be read, and what ran else."""
     # Not in the order of time, because then all would have to be read before the first is done with: with ten
     # thousand readers, memory matters.
-    found, problems = [], {}
+    found, problems, warnings = [], {}, {}
     for reader in _read_folders(directory):
         found.append((reader.sort_key, _read_row(reader, groups, levels)))
         problems.update(_list_problems([reader]))
+        if reader.code_warning:
+            warnings[reader.expid] = [reader.code_warning]
     found.sort(key=lambda item: item[0])
-    return [row for _, row in found], problems
+    return [row for _, row in found], problems, warnings
 
 
 def _list_problems(readers):
@@ -4541,8 +4555,9 @@ def _format_experiment(reader, row, texts):
             "metrics (last, least and most at their steps)", _describe_metrics(reader.metrics)
         )
     status = texts["status"] if len(texts["status"]) > 1 else []
-    titles = ("stdout, its end", "stderr, its end", "STATUS", "could not be read")
-    for title, lines in zip(titles, (texts["stdout"], texts["stderr"], status, reader.problems)):
+    titles = ("stdout, its end", "stderr, its end", "STATUS", "code", "could not be read")
+    parts = (texts["stdout"], texts["stderr"], status, [reader.code_warning], reader.problems)
+    for title, lines in zip(titles, parts):
         if any(lines):
             yield from ("", title)
             # A progress bar: what the carriage returns left to be seen.
@@ -5764,7 +5779,20 @@ def _diff(*readers):
     pairs = [(d["column"], _format_difference(d["values"], d["difference"])) for d in differences]
     title = " -> ".join(reader.expid for reader in readers)
     lines = [*_format_pairs(title, pairs), "", *map(_show_controls, stat.split("\n"))]
-    return rows, {"differences": differences, "stat": stat, "problems": _list_problems(readers)}, lines
+    lines += [
+        _show_controls(f"{reader.expid}: {reader.code_warning}") for reader in readers if reader.code_warning
+    ]
+    packages = [set(str(reader.metadata.get("packages", "")).split("\n")) for reader in readers]
+    changed = [" ".join(sorted(own - other)) or "-" for own, other in (packages, packages[::-1])]
+    if changed != ["-", "-"]:
+        lines += ["", *_format_pairs("packages", zip([reader.expid for reader in readers], changed))]
+    more = {
+        "differences": differences,
+        "stat": stat,
+        "packages": changed,
+        "problems": _list_problems(readers),
+    }
+    return rows, more, lines
 
 
 def _describe_version():
@@ -5800,7 +5828,7 @@ def _list(options):
     was_enabled = gc.isenabled()
     gc.disable()  # All that is loaded stays: looking for garbage in it would take a quarter of the time.
     try:
-        rows, problems = _load_rows(directory, groups, levels)
+        rows, problems, warnings = _load_rows(directory, groups, levels)
     finally:
         if was_enabled:
             gc.enable()
@@ -5809,17 +5837,19 @@ def _list(options):
         rows, columns = _arrange(rows, columns, options)
     if not rows and options.tail != 0:
         _warn(f"there are no{' such' if options.filter else ''} experiments in {directory}")
+    notes = _format_problems(problems, "could not be read completely")
+    notes += _format_problems(warnings, "ran code that is not in its commit")
     if options.export:
         _export(options.export, export_format, rows, columns, levels, options.flat_cols)
         _warn(f"wrote {len(rows)} rows to {'stdout' if options.export == '-' else options.export}")
-        for line in _format_problems(problems):
+        for line in notes:
             _warn(line)
     elif options.list_columns:
         _print([_format_json([], columns, columns=columns)] if options.json else map(_show_controls, columns))
     elif options.json:
-        _print([_format_json(rows, columns, problems=problems)])
+        _print([_format_json(rows, columns, problems=problems, code=warnings)])
     else:
-        _print(_format_listing(rows, columns, options) + _format_problems(problems))
+        _print(_format_listing(rows, columns, options) + notes)
     return _FOUND if rows else _NOTHING_FOUND
 
 
@@ -5867,11 +5897,11 @@ def _export(path, name, rows, columns, levels, is_flat):
         raise FolderException(path, f"can't be written: {_explain(error)}.", error.errno) from error
 
 
-def _format_problems(problems):
-    """Return the line that names what could not be read, if there is any."""
+def _format_problems(problems, what):
+    """Return the line that names the experiments with *problems*, and says *what* is wrong, if there are any."""
     shown = [f"{name} ({'; '.join(notes)})" for name, notes in list(problems.items())[:5]]
     more = ", ..." if len(problems) > 5 else "."
-    line = f"{len(problems)} could not be read completely: {', '.join(shown)}{more}"
+    line = f"{len(problems)} {what}: {', '.join(shown)}{more}"
     return [_show_controls(line)] if problems else []
 
 
@@ -5895,7 +5925,7 @@ def _report(options):
         options.directory or options.experiments_directory or _find_directory(options.project_directory)
     )
     options.is_for_people = not options.columns
-    rows, _ = _load_rows(directory, _GROUPS[1:], options.normalize_json_values or 0)
+    rows, _, _ = _load_rows(directory, _GROUPS[1:], options.normalize_json_values or 0)
     columns = _find_columns(rows)
     over = [_resolve_column(rows, columns, name) for name in getattr(options, "over", [])]
     runs = _filter_rows(rows, columns, options.filter) if options.filter and rows else rows

@@ -23,10 +23,12 @@ import meticulous
 
 PRELUDE = """\
 import os, signal, sys, time
-if os.environ.get("FOLDER"):
-    import atexit, meticulous
-    capture = meticulous._Capture(os.environ["FOLDER"])
-    atexit.register(capture.close)
+FOLDER = os.environ.get("FOLDER")
+if FOLDER:
+    import meticulous
+    directory, name = os.path.split(FOLDER)
+    own = dict(project_directory=os.environ["PROJECT"], experiments_directory=directory)
+    experiment = meticulous.Experiment(experiment_id=name, **own)
 def kill_me():
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -48,18 +50,16 @@ class Ended:
 class Lab:
     """Runs programs in real interpreters, recorded or not, on pipes or on a real pseudo-terminal."""
 
-    def __init__(self, folder, module_folder):
+    def __init__(self, folder, repo):
         self.folder = folder
-        self.module_folder = module_folder
-        self.records = folder / "records"
-        self.records.mkdir()
+        self.repo = repo
+        self.records = folder / "experiments" / "1"
 
     def _start(self, source, env, options, recorded, keywords):
         (self.folder / "program.py").write_text(PRELUDE + textwrap.dedent(source), encoding="utf-8")
-        environment = {key: text for key, text in os.environ.items() if not key.startswith("PYTHON")}
-        environment.update(PYTHONPATH=str(self.module_folder), TERM="xterm", COLUMNS="80", LINES="24")
+        environment = self.repo.environment({"TERM": "xterm", "COLUMNS": "80", "LINES": "24"})
         environment.update(LC_ALL="C.UTF-8", FOLDER=str(self.records) if recorded else "")
-        environment.update(env)
+        environment.update(env, PROJECT=str(self.repo.path))
         command = [sys.executable] + list(options) + ["program.py"]
         return subprocess.Popen(command, cwd=str(self.folder), env=environment, **keywords)
 
@@ -128,8 +128,8 @@ def converse(master, lines):
 
 
 @pytest.fixture
-def lab(tmp_path, module_folder):
-    return Lab(tmp_path, module_folder)
+def lab(tmp_path, repo):
+    return Lab(tmp_path, repo)
 
 
 @pytest.fixture
@@ -150,6 +150,13 @@ def mount_tmpfs(tmp_path):
         subprocess.check_call(["umount", "--lazy", str(folder)])
 
 
+def start_capture(folder):
+    folder.mkdir(exist_ok=True)
+    capture = meticulous._Capture(str(folder))
+    capture.start(str(folder))
+    return capture
+
+
 @contextmanager
 def record(folder):
     """Record this very process, whose sys.stdout and sys.stderr are text streams on a file meanwhile."""
@@ -157,7 +164,7 @@ def record(folder):
     with open(str(folder / "terminal"), "w", encoding="utf-8") as sys.stdout:
         sys.stderr = sys.stdout
         try:
-            capture = meticulous._Capture(str(folder))
+            capture = start_capture(folder)
             yield capture
             capture.close()
         finally:
@@ -367,14 +374,12 @@ def test_reconfigure_works_on_the_stream_below(lab):
 def test_a_stream_that_is_not_there_is_no_reason_to_fail(lab, name, how):
     source = f"""
         {how.format(name)}
-        import meticulous
-        capture = meticulous._Capture({str(lab.records)!r})
+        experiment = meticulous.Experiment(experiment_id="2", **own)
         other = sys.stdout if {name!r} == "stderr" else sys.stderr
         print("recorded", file=other)
-        capture.close()
-        capture.close()
+        experiment.finish()
         """
-    ended = lab.run(source, recorded=False)
+    ended = lab.run(source)
     assert ended.code == 0 and ended.stdout + ended.stderr == b"recorded\n", ended
 
 
@@ -433,7 +438,7 @@ class HalfRaw(io.RawIOBase):
 
 def test_of_bytes_only_those_that_the_stream_took_are_recorded(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(HalfRaw(), write_through=True))
-    capture = meticulous._Capture(str(tmp_path))
+    capture = start_capture(tmp_path)
     assert sys.stdout.buffer.write(b"12345678") == 4
     capture.close()
     assert (tmp_path / "stdout").read_bytes() == b"1234"
@@ -445,15 +450,16 @@ def test_a_stream_that_takes_anything_may_get_anything(lab):
             flush = sys.stdout.flush
             def write(self, thing):
                 sys.__stdout__.write(str(thing))
+        experiment.finish()
         sys.stdout = Any()
-        import meticulous
-        capture = meticulous._Capture(%r)
+        experiment = meticulous.Experiment(experiment_id="2", **own)
         sys.stdout.write(5)
         print("text")
-        capture.close()
+        experiment.finish()
         """
-    ended = lab.run(source % str(lab.records), recorded=False)
-    assert (ended.code, ended.stdout, ended.out) == (0, b"5text\n", b"5text\n"), ended
+    ended = lab.run(source)
+    assert (ended.code, ended.out) == (0, b"5text\n"), ended
+    assert (lab.records.parent / "2" / "stdout").read_bytes() == b"5text\n"
 
 
 # Durable and cheap at once.
@@ -538,7 +544,7 @@ def test_a_handled_signal_finds_a_way_to_save_everything(lab):
     source = """
         def end(number, frame):
             print("caught")
-            capture.close()
+            experiment.finish()
             kill_me()
         signal.signal(signal.SIGALRM, end)
         signal.setitimer(signal.ITIMER_REAL, 0.2)
@@ -627,8 +633,7 @@ FORKS = {
             write = staticmethod(len)
             flush = dict
         sys.stderr = Nowhere()
-        os.mkdir("other")
-        other = meticulous._Capture("other")
+        other = meticulous.Experiment(experiment_id="2", **own)
         def work():
             while not stopped:
                 sys.stderr.write("busy\\n")
@@ -666,7 +671,7 @@ def test_a_child_does_not_write_the_progress_bar_of_its_parent(lab):
         pid = os.fork()
         if pid == 0:
             print("child")
-            capture.close()
+            experiment.finish()
             os._exit(0)
         os.waitpid(pid, 0)
         print("\\rready")
@@ -794,8 +799,8 @@ def test_the_state_of_a_bar_is_saved_when_the_process_is_ending(lab):
     source = """
         sys.stdout.write("\\r10%")
         sys.stdout.flush()
-        assert os.path.getsize(os.environ["FOLDER"] + "/stdout") == 0
-        capture.close()
+        assert os.path.getsize(FOLDER + "/stdout") == 0
+        experiment.finish()
         kill_me()
         """
     assert lab.run(source).stdout == b"10%"
@@ -821,7 +826,7 @@ def check_one_warning(err, words):
 
 
 def test_a_full_disk_costs_the_record_and_nothing_else(lab, mount_tmpfs):
-    lab.records = mount_tmpfs("size=1M")
+    lab.records = mount_tmpfs("size=1M") / "1"
     ended = lab.run(FILL)
     assert ended.code == 0 and ended.out == FILLED
     check_one_warning(ended.err, b"No space left on device")
@@ -829,13 +834,13 @@ def test_a_full_disk_costs_the_record_and_nothing_else(lab, mount_tmpfs):
 
 
 def test_recording_goes_on_when_space_comes_back(lab, mount_tmpfs):
-    lab.records = mount_tmpfs("size=1M")
+    lab.records = mount_tmpfs("size=1M") / "1"
     source = """
         print("begin")
         import subprocess
-        subprocess.call(["dd", "if=/dev/zero", "of=" + os.environ["FOLDER"] + "/big", "bs=64k"], stderr=-3)
+        subprocess.call(["dd", "if=/dev/zero", "of=" + FOLDER + "/big", "bs=64k"], stderr=-3)
         print("x" * 5000)
-        os.unlink(os.environ["FOLDER"] + "/big")
+        os.unlink(FOLDER + "/big")
         print("end")
         kill_me()
         """
@@ -860,24 +865,24 @@ def test_a_deleted_folder_costs_the_record_and_nothing_else(lab):
     source = """
         import shutil
         print("before")
-        shutil.rmtree(os.environ["FOLDER"])
+        shutil.rmtree(FOLDER)
         print("after")
         print("after", file=sys.stderr)
         """
     ended = lab.run(source)
     assert ended.code == 0 and ended.out == b"before\nafter\n"
-    warning, after = ended.err.splitlines()
+    warning, after, end = ended.err.splitlines()
     check_one_warning(warning + b"\n", b"No such file or directory")
-    assert after == b"after" and not lab.records.exists()
+    assert after == b"after" and b"the end of" in end and not lab.records.exists()
 
 
 def test_another_file_in_the_place_of_ours_is_left_alone(lab):
     source = """
         print("before")
-        os.rename(os.environ["FOLDER"] + "/stdout", os.environ["FOLDER"] + "/moved")
+        os.rename(FOLDER + "/stdout", FOLDER + "/moved")
         print("moved")
-        os.unlink(os.environ["FOLDER"] + "/moved")
-        with open(os.environ["FOLDER"] + "/stdout", "w") as file: file.write("mine")
+        os.unlink(FOLDER + "/moved")
+        with open(FOLDER + "/stdout", "w") as file: file.write("mine")
         print("after")
         """
     ended = lab.run(source)
@@ -903,7 +908,7 @@ def test_a_descriptor_that_leads_elsewhere_is_not_closed_at_the_end(lab):
     source = """
         os.closerange(3, 64)
         new = [os.open("new%d" % i, os.O_CREAT | os.O_RDWR) for i in range(10)]
-        capture.close()
+        experiment.finish()
         for descriptor in new:
             os.write(descriptor, b"still open")
         print("good")
@@ -912,7 +917,7 @@ def test_a_descriptor_that_leads_elsewhere_is_not_closed_at_the_end(lab):
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_at_the_start(lab, mount_tmpfs):
-    lab.records = mount_tmpfs("ro,size=1M")
+    lab.records = mount_tmpfs("ro,size=1M") / "1"
     ended = lab.run("print('never')")
     assert ended.code == 1 and b"Read-only file system" in ended.err and ended.out == b""
 
@@ -920,9 +925,10 @@ def test_a_folder_that_cannot_be_written_is_an_error_at_the_start(lab, mount_tmp
 def test_a_start_that_fails_leaves_the_streams_alone(tmp_path):
     before = sys.stdout, sys.stderr
     (tmp_path / "stderr").mkdir()
+    descriptors = os.listdir("/dev/fd")
     with pytest.raises(OSError, match="stderr"):
         meticulous._Capture(str(tmp_path))
-    assert (sys.stdout, sys.stderr) == before
+    assert (sys.stdout, sys.stderr) == before and os.listdir("/dev/fd") == descriptors
 
 
 def test_a_failing_stderr_is_no_second_fault(lab):
@@ -941,16 +947,14 @@ def test_a_failing_stderr_is_no_second_fault(lab):
 def test_each_file_has_the_output_of_its_experiments_time(tmp_path):
     with record(tmp_path):
         folders = [tmp_path / name for name in "abc"]
-        for folder in folders:
-            folder.mkdir()
         print("0", end="")
-        a = meticulous._Capture(str(folders[0]))
+        a = start_capture(folders[0])
         print("1", end="")
-        b = meticulous._Capture(str(folders[1]))
+        b = start_capture(folders[1])
         print("2", end="")
         a.close()
         print("3", end="")
-        c = meticulous._Capture(str(folders[2]))
+        c = start_capture(folders[2])
         print("4", end="")
         b.close()
         print("5", end="")
@@ -963,16 +967,15 @@ def test_each_file_has_the_output_of_its_experiments_time(tmp_path):
 
 
 @pytest.mark.parametrize("order", ["first in first out", "last in first out"])
-def test_the_last_one_gives_back_the_very_streams(tmp_path, order):
-    before = sys.stdout, sys.stderr
-    captures = []
-    for number in range(3):
-        (tmp_path / str(number)).mkdir()
-        captures.append(meticulous._Capture(str(tmp_path / str(number))))
+def test_the_streams_are_never_replaced_and_get_their_methods_back(tmp_path, order):
+    streams = sys.stdout, sys.stderr
+    before = [vars(stream).copy() for stream in streams]
+    captures = [start_capture(tmp_path / str(number)) for number in range(3)]
     for capture in captures if order == "first in first out" else captures[::-1]:
-        assert sys.stdout is capture.stdout and sys.stderr is capture.stderr
+        assert (sys.stdout, sys.stderr) == streams
         capture.close()
-    assert (sys.stdout, sys.stderr) == before
+    assert (sys.stdout, sys.stderr) == streams
+    assert [vars(stream) for stream in streams] == before
 
 
 def test_threads_open_and_close_in_any_order(tmp_path):
@@ -983,8 +986,7 @@ def test_threads_open_and_close_in_any_order(tmp_path):
         try:
             for number in range(20):
                 folder = tmp_path / f"{name}{number}"
-                folder.mkdir()
-                capture = meticulous._Capture(str(folder))
+                capture = start_capture(folder)
                 sys.stdout.write(f"<{name}{number}>")
                 capture.close()
                 assert f"<{name}{number}>" in (folder / "stdout").read_text()
@@ -1005,8 +1007,8 @@ def test_whoever_holds_our_stream_goes_on_writing_to_the_terminal(lab):
         logging.basicConfig(format="%(message)s")
         write = sys.stderr.write
         logging.error("during")
-        if os.environ["FOLDER"]:
-            capture.close()
+        if FOLDER:
+            experiment.finish()
         logging.error("after")
         write("kept\\n")
         class Late:
@@ -1021,15 +1023,15 @@ def test_whoever_holds_our_stream_goes_on_writing_to_the_terminal(lab):
 
 def test_an_experiment_inside_redirect_stdout(tmp_path):
     with record(tmp_path) as capture:
-        text = io.StringIO()
-        (tmp_path / "inner").mkdir()
+        terminal, text = sys.stdout, io.StringIO()
         with redirect_stdout(text):
-            inner = meticulous._Capture(str(tmp_path / "inner"))
+            inner = start_capture(tmp_path / "inner")
             print("redirected")
             inner.close()
             assert sys.stdout is text
-        assert sys.stdout is capture.stdout
+        assert sys.stdout is terminal
         print("not redirected")
+        capture.flush()
         assert text.getvalue() == (tmp_path / "inner" / "stdout").read_text() == "redirected\n"
         assert (tmp_path / "stdout").read_text() == "not redirected\n"
 
@@ -1049,9 +1051,8 @@ class OtherTee:
 
 def test_another_tools_tee_above_ours_stays_and_goes_on(tmp_path):
     with record(tmp_path) as capture:
-        (tmp_path / "inner").mkdir()
         other = sys.stdout = OtherTee(sys.stdout)
-        inner = meticulous._Capture(str(tmp_path / "inner"))
+        inner = start_capture(tmp_path / "inner")
         print("both")
         capture.close()
         print("inner only")
@@ -1065,28 +1066,61 @@ def test_another_tools_tee_above_ours_stays_and_goes_on(tmp_path):
         assert (tmp_path / "terminal").read_text() == "both\ninner only\nneither\n"
 
 
-def test_a_stream_put_back_after_the_end_can_be_recorded_again(tmp_path):
+class OtherPatch:
+    """What wandb's wrapper and others do: they replace a stream's `write`, and call the one before."""
+
+    def __init__(self, stream):
+        self.stream, self.below, self.seen = stream, stream.write, []
+        stream.write = self.write
+
+    def write(self, text):
+        self.seen.append(text)
+        return self.below(text)
+
+    def remove(self):
+        self.stream.write = self.below
+
+
+def test_two_experiments_with_another_tools_patch_in_between(tmp_path):
     with record(tmp_path) as capture:
-        tee, below = sys.stdout, sys.stdout._stream
+        print("outer")
+        other = OtherPatch(sys.stdout)
+        inner = start_capture(tmp_path / "inner")
+        print("all")
+        sys.stdout.flush()
+        sys.stdout.buffer.write(b"bytes\n")
         capture.close()
-        assert sys.stdout is below
-        sys.stdout = tee
-        print("nobody records this")
-        assert tee._recorder.pending == []
-        (tmp_path / "again").mkdir()
-        again = meticulous._Capture(str(tmp_path / "again"))
-        print("again")
-        again.close()
-        assert sys.stdout is below
-        print("after")
-        assert (tmp_path / "again" / "stdout").read_text() == "again\n"
+        print("inner")
+        inner.close()
+        print("other")
+        other.remove()
+        print("none")
+        sys.stdout.flush()
+        assert (tmp_path / "stdout").read_text() == "outer\nall\nbytes\n"
+        assert (tmp_path / "inner" / "stdout").read_text() == "all\nbytes\ninner\n"
+        assert "".join(other.seen) == "all\ninner\nother\n"
+        assert (tmp_path / "terminal").read_text() == "outer\nall\nbytes\ninner\nother\nnone\n"
+
+
+def test_a_loop_below_another_tools_patches_does_not_pile_up_ours(tmp_path):
+    """A thousand runs in one process, each ending before the other tool does, must not end in a RecursionError."""
+    with record(tmp_path) as capture:
+        capture.close()
+        for _ in range(1000):
+            capture = start_capture(tmp_path)
+            other = OtherPatch(sys.stdout)
+            capture.close()
+            other.remove()
+        print("good")
+        sys.stdout.flush()
+    assert (tmp_path / "terminal").read_text() == "good\n"
 
 
 def test_the_output_of_a_child_is_recorded_at_once_and_folded(lab):
     source = """
-        capture.record("stdout", b"\\xff\\n1%\\r")
-        capture.record("stdout", b"2%\\n")
-        capture.record("stderr", b"unfinished")
+        experiment.record_output("stdout", b"\\xff\\n1%\\r")
+        experiment.record_output("stdout", b"2%\\n")
+        experiment.record_output("stderr", b"unfinished")
         kill_me()
         """
     ended = lab.run(source)

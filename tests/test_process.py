@@ -652,8 +652,8 @@ def own_again_and_again(folder):
                 open(folder + ".two-owners", "w").close()
             attempts = [{}] * (number - 1) + [process]
             meticulous._write_file(path, meticulous._to_bytes({"attempts": attempts}))
-            attempts[-1] = {**process, "end-time": "now"}
-            meticulous._write_file(path, meticulous._to_bytes({"attempts": attempts}))
+        attempts[-1] = {**process, "end-time": "now"}
+        meticulous._write_file(path, meticulous._to_bytes({"attempts": attempts}))
 
 
 def fork_owner(folder):
