@@ -2110,7 +2110,7 @@ class _Recorder:
     """Records what is written to one stream, in the files of the open experiments, by patching the stream."""
 
     def __init__(self, stream):
-        self.stream = stream
+        self.stream: "Any" = stream
         self.files = []
         self.pending = []  # str, and the bytes that were written to .buffer
         self.is_flushing = False
@@ -2368,9 +2368,10 @@ _TOOL = 4  # of sys.monitoring; 0, 1, 2 and 5 are for debuggers, coverage, profi
 class _ExitCode:
     """What is known of the exit code; all copies of this file in a process share one.
 
-    open_copies: how many of them have open experiments. frame: the one whose end is the program's. asked: the
-    STATUS for the code, once Python has asked a SystemExit for it. raised: the instruction of *frame*, and the
-    STATUS, of the latest sys.exit(). called: the same of the latest SystemExit that *frame* itself made.
+    open_copies: how many of them have open experiments. frame: the one whose end is the program's.
+    asked: the STATUS for the code, once Python has asked a SystemExit for it.
+    raised: the instruction of *frame*, and the STATUS, of the latest sys.exit().
+    called: the same of the latest SystemExit that *frame* itself made.
     last_cell: the result of IPython's last cell.
     """
 
@@ -2989,8 +2990,8 @@ class _Record:
     def create(self, directory, name, args, default_args, undo):
         """Make the folder *name*, or the next numbered one; return False if *name* is there already.
 
-        It is built under a hidden name. The rename is the claim (rename(2), also on NFS): it replaces an empty
-        directory, and of several processes one succeeds.
+        It is built under a hidden name. The rename is the claim (rename(2), also on NFS): it replaces an
+        empty directory, and of several processes one succeeds.
         """
         from contextlib import ExitStack
 
@@ -3063,7 +3064,7 @@ class _Record:
         self._write("metadata.json", _to_bytes(self.metadata))
 
     def _replace_streams(self):
-        """Copy the files of output: a process of a node that was called dead may still write into the old ones."""
+        """Copy the output: a process of a node that was called dead may still write into the old files."""
         import shutil
 
         for name in ("stdout", "stderr", "metrics.jsonl"):
@@ -3119,7 +3120,7 @@ class _Record:
             self._step = int(steps[-1]) if steps else -1
 
     def write_end(self, status):
-        """Write how and when the attempt ended. STATUS belongs to the newest attempt, which may be another."""
+        """Write how and when the attempt ended. STATUS belongs to the newest attempt: maybe another."""
         if self._metrics is not None:
             self._metrics.close()
             self._metrics = None
@@ -3221,7 +3222,7 @@ class Experiment:
     experiments_directory: where the folders are; relative to *project_directory*, or absolute.
     experiment_id: None for the next number; otherwise the experiment to start, or to resume if it is there.
     description: what the run is for, in words.
-    norecord: touch nothing at all; files are opened in the current directory; also with METICULOUS_NORECORD=1.
+    norecord: touch nothing at all; files are opened in the current directory. So does METICULOUS_NORECORD=1.
     allow_dirty: record a snapshot of a work tree with changes; so does METICULOUS_ALLOW_DIRTY=1.
 
     Raises DirtyRepoException, GitException, InvalidIdException, InvalidArgsException, RunningException,
@@ -3381,7 +3382,7 @@ class Experiment:
                     del self._given[:]
 
     def log(self, values: "Optional[Mapping[str, Any]]" = None, step: "Any" = None, **more: "Any") -> None:
-        """Append one step of the metrics to metrics.jsonl: log({"loss": 0.3}, step=3) or log(step=3, loss=0.3).
+        """Append a step of the metrics to metrics.jsonl: log({"loss": 0.3}, step=3) or log(step=3, loss=0.3).
 
         step: a number; one more than the last if it is left out, from 0. NaN is stored as null. Nothing is
         raised for a full disk. Raises InvalidArgsException for what has no form in JSON.
@@ -3709,7 +3710,7 @@ class ExperimentReader:
 
     @_lazy
     def metrics(self) -> "List[Dict[str, Any]]":
-        """The logged rows: {"step": 3, "time": 1764150000.1, "loss": 0.3}, the time in seconds since the epoch.
+        """The logged rows: {"step": 3, "time": 1764150000.1, "loss": 0.3}, time in seconds since the epoch.
 
         Left out are rows of earlier attempts whose step is not below the first step of a later one.
         """
@@ -4036,7 +4037,7 @@ def _read_row(reader, groups=(*_GROUPS[1:], "metrics"), levels=0):
 
 
 def _load_rows(directory, groups, levels):
-    """Return the rows of a directory by start time; by experiment, what could not be read, and what ran else."""
+    """Return rows by start time; by experiment, what could not be read, and what ran but is not committed."""
     # Not in the order of time, because then all would have to be read before the first is done with: with ten
     # thousand readers, memory matters.
     found, problems, warnings = [], {}, {}
@@ -4584,7 +4585,7 @@ def _describe_metrics(rows):
 
 
 def _draw_curve(values, width=40):
-    """Draw *values* as a line of characters, each of which shows the extreme of its part, so that a spike stays."""
+    """Draw *values* as a line of characters: each shows the extreme of its part, so that a spike stays."""
     blocks = "▁▂▃▄▅▆▇█" if _encodable("█", sys.stdout) == "█" else "_.-~=+*#"
     if not values:
         return ""
@@ -5898,7 +5899,7 @@ def _export(path, name, rows, columns, levels, is_flat):
 
 
 def _format_problems(problems, what):
-    """Return the line that names the experiments with *problems*, and says *what* is wrong, if there are any."""
+    """Return the line that names the experiments with *problems*, and *what* is wrong, if there are any."""
     shown = [f"{name} ({'; '.join(notes)})" for name, notes in list(problems.items())[:5]]
     more = ", ..." if len(problems) > 5 else "."
     line = f"{len(problems)} {what}: {', '.join(shown)}{more}"
@@ -5942,7 +5943,7 @@ _REPORT = (
     _LISTING
     + f"""
 --log - draw curves on a logarithmic scale
--o FILE default: report.html; it has curves and stories of {_MOST_STORIES} runs at most, {_MOST_PLOTS} metrics, """
+-o FILE default: report.html; has curves and stories of {_MOST_STORIES} runs, {_MOST_PLOTS} metrics, """
 )
 _REPORT += f"{_MOST_POINTS} points a curve"
 _COMMANDS: "Dict[str, Any]" = {
