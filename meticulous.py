@@ -2166,7 +2166,7 @@ class _Recorder:
     def _wrap_flush(self, flush_below):
         def flush(self):
             # Whoever patched the stream before us may put back what was below: IPython does for each cell.
-            if self.files and getattr(self.stream.write, "__self__", None) is self.stream:
+            if self.files and getattr(self.stream.write, "__self__", self) is self.stream:
                 self.patch(self.stream, "write", self._wrap_write(self.stream.write))
             self.flush()
             return flush_below and flush_below()
