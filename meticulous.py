@@ -5676,6 +5676,7 @@ directory                DIRECTORY   where the experiments are; default: the pro
 --groupby                COLUMN...   a row for each value: mean, std, count
 --sort                   COLUMN...   sort, largest first
 --sort-reverse           COLUMN...   sort, smallest first
+--head                   N           only the first N rows
 --tail                   N           only the last N rows
 --columns                PREFIX...   only columns whose names begin so
 --args                   none|truncated|non-default|all  which arguments to show
@@ -5690,7 +5691,8 @@ commands (meticulous COMMAND --help describes each):
   show   Show everything about one experiment.
   diff   Compare two experiments: arguments, results and commits.
   report Write experiments, their curves and stories as one HTML page.
-  path   Print the path of an experiment's folder.
+  path   Print the path of an experiment's folder, or of all that match a filter.
+  describe  Change the description of an experiment that has ended.
   run    Record any command: run [OPTIONS] -- COMMAND [ARGUMENT ...]
   freeze Print the path of a copy of the code, which stays as it is.
   repeat Run an experiment again, and compare the results.
@@ -5762,9 +5764,35 @@ def _find_reader(options, text):
     return readers[0]
 
 
-def _path(reader):
-    path = os.path.abspath(reader.curexpdir)
-    return [{"header.expid": reader.expid, "path": path}], {}, [path]
+def _path(options):
+    """Print the path of an experiment, or of each one that matches a filter, for xargs."""
+    if options.filter and not options.id:
+        directory = options.experiments_directory or _find_directory(options.project_directory)
+        rows, _, _ = _load_rows(directory, (*_GROUPS[1:], "metrics"), 0)
+        found = _filter_rows(rows, _find_columns(rows), options.filter) if rows else []
+        names = [row["header.expid"] for row in found]
+    else:
+        reader = _find_reader(options, options.id)
+        directory, names = os.path.dirname(reader.curexpdir), [reader.expid]
+    paths = [os.path.abspath(os.path.join(directory, name)) for name in names]
+    rows = [{"header.expid": name, "path": path} for name, path in zip(names, paths)]
+    _print([_format_json(rows, ["header.expid", "path"])] if options.json else paths)
+    return _FOUND if names else _NOTHING_FOUND
+
+
+def _change_description(options):
+    """Change what an experiment is said to be for, once it has ended."""
+    reader = _find_reader(options, options.id)
+    if reader.status in ("RUNNING", "RUNNING?"):
+        raise QueryException(
+            f"{reader.curexpdir} is still running, and writes its metadata at the end: wait for it."
+        )
+    path = os.path.join(reader.curexpdir, "metadata.json")
+    try:
+        _write_file(path, _to_bytes({**_load_mapping(path), "description": options.text}))
+    except OSError as error:
+        raise FolderException(path, f"can't be written: {_explain(error)}.", error.errno) from error
+    return _FOUND
 
 
 def _show(reader):
@@ -5815,8 +5843,8 @@ def _list(options):
     if options.export and export_format not in _FORMATS:
         raise QueryException(f"--export {options.export!r}: the extension is one of .{', .'.join(_FORMATS)}.")
     levels = options.normalize_json_values or 0
-    if levels < 0 or (options.tail or 0) < 0:
-        raise QueryException("--tail and --normalize-json-values take no negative numbers.")
+    if min(levels, options.tail or 0, options.head or 0) < 0:
+        raise QueryException("--head, --tail and --normalize-json-values take no negative numbers.")
     options.is_for_people = not (options.columns or options.export or options.json or options.list_columns)
     names = [options.filter, *options.groupby, *options.sort, *options.sort_reverse]
     # Metadata has the most columns, and people see none of them.
@@ -5836,7 +5864,7 @@ def _list(options):
     columns = _find_columns(rows)
     if rows:
         rows, columns = _arrange(rows, columns, options)
-    if not rows and options.tail != 0:
+    if not rows and 0 not in (options.tail, options.head):
         _warn(f"there are no{' such' if options.filter else ''} experiments in {directory}")
     notes = _format_problems(problems, "could not be read completely")
     notes += _format_problems(warnings, "ran code that is not in its commit")
@@ -5866,6 +5894,7 @@ def _arrange(rows, columns, options):
     for names, descending in ((options.sort_reverse, False), (options.sort, True)):
         names = [_resolve_column(everything, columns, name) for name in names]
         rows = _sort_rows(rows, names, descending)
+    rows = rows[: options.head]
     if options.tail is not None:
         rows = rows[max(0, len(rows) - options.tail) :]
     results = [column for column in columns if column.startswith("summary.")]
@@ -5954,7 +5983,11 @@ _COMMANDS: "Dict[str, Any]" = {
         "id ID the experiment\n--job JOB instead of an ID, a Slurm job: 1234, 1234_7, 1234+1, 1234.0",
     ),
     "diff": (_diff, "id A one experiment\nsecond B another one"),
-    "path": (_path, "id ID the experiment"),
+    "path": (
+        _path,
+        "id ID the experiment\n--filter EXPRESSION instead of an ID: all experiments for which it is true",
+    ),
+    "describe": (_change_description, "id ID the experiment\ntext TEXT its new description"),
     "run": (_run, None),
     "freeze": (_freeze, _FREEZE + _COPY_OPTIONS),
     "repeat": (_repeat, _REPEAT + _COPY_OPTIONS),
@@ -5970,7 +6003,7 @@ def _command(words):
         known = ", ".join(filter(None, _COMMANDS))
         raise QueryException(f"{words[0]!r} is not a directory, nor one of the commands: {known}.")
     options = _parse(name, words)
-    if name in ("", "report", "freeze", "repeat"):
+    if name not in ("show", "diff"):
         return _COMMANDS[name][0](options)
     texts = [getattr(options, operand) for operand in ("id", "second") if hasattr(options, operand)]
     rows, more, lines = _COMMANDS[name][0](*(_find_reader(options, text) for text in texts))
