@@ -2032,12 +2032,15 @@ class _OutputFile:
     def append_line(self, data):
         """Write a complete line at once, by one write(2), if nothing waits to be saved before it."""
         written = 0
+        self.hold()
         try:
             status = os.fstat(self.descriptor)
             if not self.unsaved and (status.st_dev, status.st_ino, status.st_nlink > 0) == self.identity:
                 written = os.write(self.descriptor, data)
         except OSError:
             pass  # save() tries once more, and reports it
+        finally:
+            self.release()
         if written < len(data):
             self.unsaved += data[written:]
             self.save()
@@ -2166,8 +2169,9 @@ class _Recorder:
     def _wrap_flush(self, flush_below):
         def flush(self):
             # Whoever patched the stream before us may put back what was below: IPython does for each cell.
-            if self.files and getattr(self.stream.write, "__self__", self) is self.stream:
-                self.patch(self.stream, "write", self._wrap_write(self.stream.write))
+            write = self.stream.write
+            if self.files and getattr(write, "__self__", self) is self.stream:
+                self.patch(self.stream, "write", self._wrap_write(write))
             self.flush()
             return flush_below and flush_below()
 
@@ -2333,10 +2337,11 @@ class _Capture:
 
     def settle(self):
         """Save everything, and go on recording what atexit handlers print that were registered before us."""
-        self.flush()
-        for file in self._files.values():
-            file.release_bar()
-            file.save()
+        with _session.lock:
+            self.flush()
+            for file in self._files.values():
+                file.release_bar()
+                file.save()
 
     def forget(self):
         for recorder in self._recorders.values():

@@ -21,9 +21,10 @@ import pytest
 
 import meticulous
 
+IMPORTS = "import os, signal, sys, time\nFOLDER = os.environ.get('FOLDER')\n"
+# Where a program has this line, its experiment begins; otherwise at its top.
+START = "# --- start ---\n"
 PRELUDE = """\
-import os, signal, sys, time
-FOLDER = os.environ.get("FOLDER")
 if FOLDER:
     import meticulous
     directory, name = os.path.split(FOLDER)
@@ -56,7 +57,9 @@ class Lab:
         self.records = folder / "experiments" / "1"
 
     def _start(self, source, env, options, recorded, keywords):
-        (self.folder / "program.py").write_text(PRELUDE + textwrap.dedent(source), encoding="utf-8")
+        source = textwrap.dedent(source)
+        source = source.replace(START, PRELUDE) if START in source else PRELUDE + source
+        (self.folder / "program.py").write_text(IMPORTS + source, encoding="utf-8")
         environment = self.repo.environment({"TERM": "xterm", "COLUMNS": "80", "LINES": "24"})
         environment.update(LC_ALL="C.UTF-8", FOLDER=str(self.records) if recorded else "")
         environment.update(env, PROJECT=str(self.repo.path))
@@ -1114,6 +1117,264 @@ def test_a_loop_below_another_tools_patches_does_not_pile_up_ours(tmp_path):
         print("good")
         sys.stdout.flush()
     assert (tmp_path / "terminal").read_text() == "good\n"
+
+
+# Whoever got hold of a stream before, or patches it after.
+
+ABOVE_AND_BELOW = {
+    "basicConfig": """
+        import logging
+        logging.basicConfig(format="%(message)s")
+        # --- start ---
+        logging.warning("logged")
+        """,
+    "from sys import": """
+        from sys import stderr, stdout
+        write = sys.stderr.write
+        # --- start ---
+        print("out", file=stdout)
+        print("err", file=stderr)
+        """,
+    "dunder streams": """
+        # --- start ---
+        sys.__stdout__.write("out\\n")
+        sys.__stderr__.write("err\\n")
+        """,
+    "dictConfig": """
+        import logging.config
+        handlers = {name: {"class": "logging.StreamHandler", "stream": "ext://sys." + name}
+                    for name in ("stdout", "stderr")}
+        config = {"version": 1, "handlers": handlers, "root": {"handlers": ["stdout"], "level": "INFO"}}
+        logging.config.dictConfig(config)
+        logging.info("above")
+        # --- start ---
+        logging.info("kept")
+        config["root"]["handlers"] = ["stdout", "stderr"]
+        logging.config.dictConfig(config)
+        logging.info("below")
+        """,
+    "warnings and traceback": """
+        import traceback, warnings
+        # --- start ---
+        warnings.warn("old")
+        try:
+            1 / 0
+        except ZeroDivisionError:
+            traceback.print_exc()
+        raise ValueError("bad")
+        """,
+    "getwriter": """
+        import codecs
+        sys.stdout = codecs.getwriter("utf-8")(sys.stdout.detach())
+        # --- start ---
+        print("gr\\u00fc\\u00dfe")
+        sys.stdout.writelines(["a", "b\\n"])
+        """,
+    "getwriter below": """
+        import codecs
+        # --- start ---
+        print("text")
+        sys.stdout = codecs.getwriter("utf-8")(sys.stdout.detach())
+        print("gr\\u00fc\\u00dfe")
+        """,
+    "wrapper": """
+        class Wrapper:  # as colorama's
+            def __init__(self, stream): self.stream = stream
+            def __getattr__(self, name): return getattr(self.stream, name)
+            def write(self, text): self.stream.write(text)
+        sys.stdout = Wrapper(sys.stdout)
+        # --- start ---
+        print("above")
+        sys.stderr = Wrapper(sys.stderr)
+        print("below", file=sys.stderr)
+        if FOLDER: experiment.finish()
+        """,
+    "slots": """
+        class Slots:
+            __slots__ = "stream"
+            def __init__(self, stream): self.stream = stream
+            def __getattr__(self, name): return getattr(self.stream, name)
+            def write(self, text): return self.stream.write(text)
+            def flush(self): self.stream.flush()
+        sys.stdout = mine = Slots(sys.stdout)
+        # --- start ---
+        print("recorded", sys.stdout.encoding, sys.stdout.fileno())
+        sys.stdout.writelines(["a", "b\\n"])
+        if FOLDER: experiment.finish()
+        assert sys.stdout is mine
+        """,
+    "frozen": """
+        class Frozen(type(sys.stdout)):
+            def __setattr__(self, name, value): raise RuntimeError("frozen")
+        sys.stdout = Frozen(sys.stdout.detach(), line_buffering=True)
+        # --- start ---
+        print("recorded")
+        """,
+    "notebook": """
+        import io
+        class OutStream(io.TextIOBase):  # as ipykernel's: no buffer, no descriptor
+            encoding = "UTF-8"
+            def __init__(self, stream): self.stream = stream
+            def write(self, text): return self.stream.write(text)
+            def flush(self): self.stream.flush()
+            def fileno(self): raise io.UnsupportedOperation("fileno")
+        sys.stdout = OutStream(sys.stdout)
+        # --- start ---
+        print("recorded", flush=True)
+        """,
+    "methods in a class": """
+        # --- start ---
+        class Tee:
+            write, flush = sys.stdout.write, sys.stdout.flush
+        print("through a class", file=Tee(), flush=True)
+        """,
+    "mock.patch": """
+        from unittest import mock
+        # --- start ---
+        with mock.patch("sys.stdout.write") as write:
+            print("to the mock")
+        sys.stderr.write("%d calls\\n" % write.call_count)
+        print("after")
+        """,
+    "set, then deleted": """
+        # --- start ---
+        sys.stdout.write = len
+        print("to nobody")
+        del sys.stdout.write
+        sys.stdout.flush()
+        print("after")
+        """,
+}
+
+
+@pytest.mark.parametrize("way", ["pipes", "terminal", "-u"])
+@pytest.mark.parametrize("name", sorted(ABOVE_AND_BELOW))
+def test_streams_held_wrapped_or_patched_by_others_are_recorded_once(lab, name, way):
+    options = ["-u"] if way == "-u" else []
+    ended = lab.compare(ABOVE_AND_BELOW[name], on_terminal=way == "terminal", options=options)
+    written = (ended.out + ended.err).replace(b"above\n", b"", name == "dictConfig")
+    assert sorted((ended.stdout + ended.stderr).splitlines()) == sorted(written.splitlines())
+
+
+@pytest.mark.parametrize("way", ["pipes", "terminal", "-u"])
+def test_text_and_bytes_in_the_order_of_writing_whatever_the_stream_leads_to(lab, way):
+    source = """
+        sys.stdout.write("1 ")
+        sys.stdout.flush()
+        sys.stdout.buffer.write(b"2 ")
+        sys.stdout.buffer.flush()
+        print("3")
+        sys.stdout.flush()
+        sys.stdout.buffer.write(b"4\\n")
+        """
+    run = lab.run_on_terminal if way == "terminal" else lab.run
+    ended = run(source, options=["-u"] if way == "-u" else [])
+    assert ended.out == ended.stdout == b"1 2 3\n4\n"
+
+
+def test_a_patch_that_is_taken_away_is_there_again_after_a_flush(lab):
+    ended = lab.run("del sys.stdout.write\nsys.stdout.flush()\nprint('recorded')")
+    assert ended.stdout == b"recorded\n"
+
+
+def test_pytest_captures_what_it_would_without_us(lab):
+    test = """
+        import meticulous, os, sys
+        directory, name = os.path.split(os.environ["FOLDER"])
+        def make(name):
+            return meticulous.Experiment(project_directory=os.environ["PROJECT"], experiment_id=name,
+                                         experiments_directory=directory)
+        def test_sys(capsys):
+            with make("sys"):
+                print("to sys")
+            assert capsys.readouterr() == ("to sys\\n", "")
+        def test_fd(capfd):
+            with make("fd"):
+                print("to fd")
+                os.write(1, b"past us")
+            sys.stdout.flush()
+            assert sorted(capfd.readouterr().out) == sorted("to fd\\npast us")
+        experiment = make("across")
+        def test_across():
+            print("not captured by the same stream")
+            experiment.finish()
+        """
+    (lab.folder / "test_mine.py").write_text(textwrap.dedent(test))
+    source = "import pytest\nos.environ['FOLDER'] = %r\n" % str(lab.records)
+    source += "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', 'test_mine.py']))\n"
+    ended = lab.run(source, recorded=False)
+    assert ended.code == 0 and b"3 passed" in ended.out, ended
+    texts = [(lab.records.parent / name / "stdout").read_text() for name in ("sys", "fd")]
+    assert texts == ["to sys\n", "to fd\n"]
+
+
+# A signal handler that ends the experiment in the middle of a write: where it may hurt most.
+
+INTERRUPTED = """
+    def end(number, frame):
+        print("caught")
+        experiment.finish()
+        mine.append(os.open("mine%d" % len(mine), os.O_CREAT | os.O_WRONLY))
+    mine, calls = [], []
+    signal.signal(signal.SIGUSR1, end)
+    def interrupted(descriptor, data, write=os.write):
+        calls.append(data)
+        if {when!r} == "before" and len(calls) == 1: os.kill(os.getpid(), signal.SIGUSR1)
+        count = write(descriptor, data)
+        if {when!r} == "after" and len(calls) == 1: os.kill(os.getpid(), signal.SIGUSR1)
+        return count
+    os.write = interrupted
+    {call}
+    os.write(mine[0], b"my own")
+    print("after")
+    """
+CALLS = {"print": "print('line')", "log": "experiment.log(loss=1)"}
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("call", sorted(CALLS))
+def test_finish_in_a_signal_handler_during_a_write_harms_no_file(lab, call, when):
+    ended = lab.run(INTERRUPTED.format(when=when, call=CALLS[call]))
+    assert (ended.code, ended.err) == (0, b""), ended
+    assert (lab.folder / "mine0").read_bytes() == b"my own"
+    if call == "print":
+        assert ended.stdout == b"line\ncaught\n"
+    else:
+        assert ended.stdout == b"caught\n"
+        lines = (lab.records / "metrics.jsonl").read_bytes().splitlines()
+        assert len(lines) == 1 and lines[0].endswith(b'"loss": 1}')
+
+
+def test_hooks_of_others_at_a_fork_and_threads_that_print_do_not_hang(lab):
+    """loguru locks its handler before a fork, and holds that lock while it writes to sys.stderr."""
+    if IS_36:
+        pytest.skip("Python 3.6 has no os.register_at_fork")
+    source = """
+        import logging, threading
+        lock = threading.Lock()
+        os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
+        # --- start ---
+        os.register_at_fork(before=lambda: None)
+        logging.basicConfig()
+        def work():
+            while not stopped:
+                with lock:
+                    print("busy", file=sys.stderr)
+                logging.warning("busy")
+        stopped = []
+        threads = [threading.Thread(target=work) for _ in range(2)]
+        for thread in threads: thread.start()
+        for i in range(200):
+            pid = os.fork()
+            if pid == 0:
+                os._exit(0)
+            assert os.waitpid(pid, 0)[1] == 0
+        stopped.append(1)
+        for thread in threads: thread.join()
+        print("good")
+        """
+    ended = lab.run(source, stderr=subprocess.DEVNULL)
+    assert (ended.code, ended.stdout) == (0, b"good\n")
 
 
 def test_the_output_of_a_child_is_recorded_at_once_and_folded(lab):

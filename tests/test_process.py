@@ -405,9 +405,7 @@ def test_scheduler_that_hangs_does_not_hang_us(slurm, monkeypatch, capsys):
     for _ in range(2):
         assert meticulous._is_running(describe_elsewhere(**SLURM), scheduler) is None
     warning = capsys.readouterr().err
-    assert (
-        warning.startswith("meticulous: Slurm has not answered for 0.2 seconds") and warning.count("\n") == 1
-    )
+    assert warning.startswith("meticulous: Slurm has not answered for 0.2 s:") and warning.count("\n") == 1
 
 
 def test_process_of_our_own_job_is_gone_after_a_restart(slurm, monkeypatch, tmp_path):
