@@ -761,3 +761,39 @@ def test_main_writes_into_a_stringio_in_a_thread_from_a_deleted_directory(direct
     errors = process.communicate()[1].decode()
     assert process.returncode == 0, errors
     assert "The current directory is gone" in errors
+
+
+def test_head_takes_the_first_rows(run):
+    code, out, _ = run("--columns", "header.expid", "--head", "2", "--export", "-")
+    assert (code, out.split()) == (0, ["header.expid", "1", "2"])
+
+
+def test_paths_of_all_that_match_a_filter(run, directory):
+    code, out, _ = run("path", "--filter", "args.lr < 0.05")
+    assert (code, out.split()) == (0, [str(directory / "2"), str(directory / "3")])
+    assert run("path", "--filter", "args.lr > 5")[:2] == (1, "")
+
+
+def test_a_description_is_changed_afterwards_and_not_while_it_runs(run, directory):
+    assert run("describe", "2", "a better one")[0] == 0
+    metadata = json.loads((directory / "2" / "metadata.json").read_text())
+    assert (metadata["description"], metadata["githead-sha"]) == ("a better one", SHA)
+    write_experiment(directory, "running", status="RUNNING")
+    code, _, err = run("describe", "running", "never")
+    assert code == 2 and "still running" in err
+    assert run("describe", "nothing", "text")[0] == 1
+
+
+def test_code_that_is_not_in_the_commit_is_shown_for_good(run, directory):
+    code = {"checked": 2, "untracked": ["helper.py"], "ignored": [], "changed": []}
+    write_experiment(directory, "odd", code=code)
+    assert "Not in commit 3f2a9c1: 'helper.py' (untracked)" in run("show", "odd")[1]
+    assert "odd: Not in commit 3f2a9c1: 'helper.py' (untracked)" in run("diff", "1", "odd")[1]
+    assert run()[1].splitlines()[-1].startswith("1 ran code that is not in its commit: odd (")
+
+
+def test_packages_that_differ_are_in_a_diff(run, directory):
+    write_experiment(directory, "old", packages="numpy==1.0\ntorch==2.0")
+    write_experiment(directory, "new", packages="numpy==2.0\ntorch==2.0")
+    out = run("diff", "old", "new")[1]
+    assert "old  numpy==1.0" in out and "new  numpy==2.0" in out and "torch" not in out
