@@ -4576,13 +4576,14 @@ def _describe_metrics(rows):
     names = dict.fromkeys(name for row in rows for name in row if name not in ("step", "time"))
     for name in names:
         points = [(row["step"], row[name]) for row in rows if name in row]
-        finite = [(step, value) for step, value in points if _is_number(value) and value - value == 0]
+        # Near the largest float, differences overflow.
+        finite = [(step, value) for step, value in points if _is_number(value) and abs(value) < 1e300]
         words = [f"{_format_value(points[-1][1], 5)}"]
         for choose, title in ((min, "min"), (max, "max")):
             if finite:
                 step, value = choose(finite, key=lambda point: point[1])
                 words.append(f"{title} {_format_value(value, 5)} at {_format_value(step)}")
-        odd = [step for step, value in points if value is None or (_is_number(value) and value - value != 0)]
+        odd = [step for step, value in points if value is None or value in (float("inf"), float("-inf"))]
         if odd:
             words.append(f"not finite from {_format_value(odd[0])}")
         words.append(_draw_curve([value for _, value in finite]))

@@ -184,7 +184,7 @@ def test_groups_keep_their_keys_whatever_arguments_are_shown(run, mode):
 def test_a_tail_of_no_rows_is_nothing(run, words):
     code, out, err = run("experiments", "--tail", "0", *words)
     assert (code, err) == (1, "")
-    assert out == ("" if words != ["--json"] else '{\n  "rows": [],\n  "problems": {}\n}\n')
+    assert out == ("" if words != ["--json"] else '{\n  "rows": [],\n  "problems": {},\n  "code": {}\n}\n')
 
 
 def test_columns_are_listed(run):
