@@ -5694,14 +5694,14 @@ directory                DIRECTORY   where the experiments are; default: the pro
 """
 _EPILOG = """\
 commands (meticulous COMMAND --help describes each):
-  show   Show everything about one experiment.
-  diff   Compare two experiments: arguments, results and commits.
-  report Write experiments, their curves and stories as one HTML page.
-  path   Print the path of an experiment's folder, or of all that match a filter.
+  show      Show everything about one experiment.
+  diff      Compare two experiments: arguments, results and commits.
+  report    Write experiments, their curves and stories as one HTML page.
+  path      Print the path of an experiment, or of all that match a filter.
   describe  Change the description of an experiment that has ended.
-  run    Record any command: run [OPTIONS] -- COMMAND [ARGUMENT ...]
-  freeze Print the path of a copy of the code, which stays as it is.
-  repeat Run an experiment again, and compare the results.
+  run       Record any command: run [OPTIONS] -- COMMAND [ARGUMENT ...]
+  freeze    Print the path of a copy of the code, which stays as it is.
+  repeat    Run an experiment again, and compare the results.
 
 An ID is a number, or the unambiguous beginning of another name; -1 is the
 latest; what has a slash in it is the path of an experiment's folder.
