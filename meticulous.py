@@ -4035,6 +4035,10 @@ def _read_row(reader, groups=(*_GROUPS[1:], "metrics"), levels=0):
     """Return the row of an experiment, with its duration; *levels* of dicts in values are opened."""
     values = reader.df_vars([group for group in groups if group != "metrics"])
     values["header"]["duration"] = reader.duration
+    if "metadata" not in groups:
+        # Of the metadata, people see only what was said of a run.
+        said = {name: reader.metadata.get(name) for name in ("description", "repeats")}
+        values["header"].update((name, text) for name, text in said.items() if text)
     if "metrics" in groups:
         last = {name: value for point in reader.metrics for name, value in point.items()}
         values["metrics"] = {name: last[name] for name in last if name not in ("step", "time")}
@@ -5801,14 +5805,30 @@ def _change_description(options):
     return _FOUND
 
 
-def _show(reader):
+def _show(options):
+    reader = _find_reader(options, options.id)
+    if options.export:
+        extension = os.path.splitext(options.export)[1][1:]
+        if extension not in ("md", "html"):
+            raise QueryException(f"--export {options.export!r}: the extension is .md or .html.")
+        try:
+            _write_file(options.export, _format_story(reader, extension).encode("utf-8", "backslashreplace"))
+        except OSError as error:
+            raise FolderException(
+                options.export, f"can't be written: {_explain(error)}.", error.errno
+            ) from error
+        return _FOUND
     row = _read_row(reader)
     texts = {name.lower(): reader.read_lines(name) for name in ("STATUS", "stdout", "stderr")}
     texts.update((name, texts[name][-_TAIL_LINES:]) for name in ("stdout", "stderr"))
-    return [row], {"problems": _list_problems([reader]), **texts}, _format_experiment(reader, row, texts)
+    more = {"problems": _list_problems([reader]), **texts}
+    lines = _format_experiment(reader, row, texts)
+    _print([_format_json([row], row, **more)] if options.json else lines)
+    return _FOUND
 
 
-def _diff(*readers):
+def _diff(options):
+    readers = [_find_reader(options, text) for text in (options.id, options.second)]
     rows = [_read_row(reader) for reader in readers]
     differences, stat = _list_differences(rows), _diff_commits(readers)
     pairs = [(d["column"], _format_difference(d["values"], d["difference"])) for d in differences]
@@ -5827,7 +5847,8 @@ def _diff(*readers):
         "packages": changed,
         "problems": _list_problems(readers),
     }
-    return rows, more, lines
+    _print([_format_json(rows, _find_columns(rows), **more)] if options.json else lines)
+    return _FOUND
 
 
 def _describe_version():
@@ -5907,7 +5928,8 @@ def _arrange(rows, columns, options):
     if options.is_for_people and keys:
         columns = [*keys, "header.expid.count", *results]
     elif options.is_for_people:
-        columns = _FRONT + _choose_args(rows, columns, options.args) + results
+        said = [column for column in ("header.description", "header.repeats") if column in columns]
+        columns = _FRONT + said + _choose_args(rows, columns, options.args) + results
     elif options.args:
         shown = _choose_args(rows, [c for c in columns if c not in keys], options.args)
         others = [c for c in columns if c in keys or not c.startswith(("args.", "default_args."))]
@@ -5986,7 +6008,8 @@ _COMMANDS: "Dict[str, Any]" = {
     "report": (_report, _REPORT),
     "show": (
         _show,
-        "id ID the experiment\n--job JOB instead of an ID, a Slurm job: 1234, 1234_7, 1234+1, 1234.0",
+        "id ID the experiment\n--job JOB instead of an ID, a Slurm job: 1234, 1234_7, 1234+1, 1234.0"
+        "\n--export FILE write its story to FILE.md or FILE.html",
     ),
     "diff": (_diff, "id A one experiment\nsecond B another one"),
     "path": (
@@ -6009,12 +6032,7 @@ def _command(words):
         known = ", ".join(filter(None, _COMMANDS))
         raise QueryException(f"{words[0]!r} is not a directory, nor one of the commands: {known}.")
     options = _parse(name, words)
-    if name not in ("show", "diff"):
-        return _COMMANDS[name][0](options)
-    texts = [getattr(options, operand) for operand in ("id", "second") if hasattr(options, operand)]
-    rows, more, lines = _COMMANDS[name][0](*(_find_reader(options, text) for text in texts))
-    _print([_format_json(rows, _find_columns(rows), **more)] if options.json else lines)
-    return _FOUND
+    return _COMMANDS[name][0](options)
 
 
 def main(argv: "Optional[Sequence[str]]" = None) -> int:

@@ -569,7 +569,7 @@ def test_options_are_spelled_with_hyphens_or_underscores(run):
 def test_an_unknown_command_names_the_known_ones(run):
     code, out, err = run("shwo", "1")
     assert (code, out) == (2, "")
-    assert "'shwo' is not a directory, nor one of the commands: report, show, diff, path, run" in err
+    assert "'shwo' is not a directory, nor one of the commands: report, show, diff, path, describe, run" in err
 
 
 @pytest.mark.parametrize(
@@ -797,3 +797,19 @@ def test_packages_that_differ_are_in_a_diff(run, directory):
     write_experiment(directory, "new", packages="numpy==2.0\ntorch==2.0")
     out = run("diff", "old", "new")[1]
     assert "old  numpy==1.0" in out and "new  numpy==2.0" in out and "torch" not in out
+
+
+@pytest.mark.parametrize("name", ["run.md", "run.html"])
+def test_the_story_of_one_run_is_exported(run, directory, name):
+    assert run("show", "12", "--export", name)[0] == 0
+    text = (directory.parent / name).read_text(encoding="utf-8")
+    assert "Run 12" in text and "ValueError: no such thing" in text
+    assert run("show", "12", "--export", "run.txt")[0] == 2
+
+
+def test_what_was_said_of_a_run_is_in_the_table(run, directory):
+    assert "description" not in run()[1]
+    write_experiment(directory, "again", description="once more", repeats="1")
+    table = run()[1].splitlines()
+    assert "description" in table[1] and "repeats" in table[1]
+    assert "once more" in next(line for line in table if line.startswith("again"))
