@@ -939,7 +939,7 @@ LAUNCHED_ENDS = {
     "ends": ("", "SUCCESS"),
     "exits with 0": ("sys.exit(0)", "SUCCESS"),
     "exits with 3": ("sys.exit(3)", "sys.exit(3)"),
-    "raises": ("1 / 0", re.compile(".*(division by zero|An exception left .*script.py:[0-9]+; .*)")),
+    "raises": ("1 / 0", re.compile(".*(division by zero|An exception left .*:[0-9]+; .*)")),
 }
 
 
