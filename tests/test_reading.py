@@ -690,7 +690,7 @@ def test_a_scheduler_that_does_not_answer_is_named(directory, capsys, monkeypatc
 
 
 def test_types_are_those_that_the_docstrings_promise(tmp_path):
-    api = pytest.importorskip("mypy.api")
+    api = pytest.importorskip("mypy.api", reason="this interpreter has no mypy")
     shutil.copy(str(PROJECT / "meticulous.py"), str(tmp_path))
     (tmp_path / "user.py").write_text(
         "from typing import Optional\n"
