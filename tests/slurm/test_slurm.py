@@ -280,6 +280,11 @@ def test_reader_that_sees_no_process_asks_slurm(project):
     project.cluster.ask("scontrol", "requeuehold", ids["b"])
     wait_until(lambda: project.cluster.state(ids["a"]) == "CANCELLED 0", "the end of the job")
     wait_until(lambda: project.cluster.state(ids["b"]) == "PENDING 1", "the job to wait again")
+    # Slurm gives up a node that it lost contact with, so a sign of life that is seconds old contradicts it.
+    assert [project.status_from_container(name) for name in ids] == ["RUNNING?", "RUNNING?"]
+    for name in ids:
+        for path in project.experiment(name).iterdir():
+            os.utime(str(path), (0, path.stat().st_mtime - 100))
     assert [project.status_from_container(name) for name in ids] == ["DEAD", "DEAD"]
 
 
