@@ -569,7 +569,9 @@ def test_options_are_spelled_with_hyphens_or_underscores(run):
 def test_an_unknown_command_names_the_known_ones(run):
     code, out, err = run("shwo", "1")
     assert (code, out) == (2, "")
-    assert "'shwo' is not a directory, nor one of the commands: report, show, diff, path, describe, run" in err
+    assert (
+        "'shwo' is not a directory, nor one of the commands: report, show, diff, path, describe, run" in err
+    )
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,7 @@ class Cluster:
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))
         self.configuration = self.folder / "slurm.conf"
         self.daemons = []
+        self.first_job = random.randrange(1000, 10**6)
         self.cpus, self.name = cpus, name
 
     def __enter__(self):
@@ -154,7 +155,7 @@ class Cluster:
             folder=self.folder,
             cpus=self.cpus,
             # Another cluster on this machine has its jobs in the same tree of cgroups, by their ids.
-            first_job=random.randrange(1000, 10**6),
+            first_job=self.first_job,
             controller_port=controller_port,
             node_port=node_port,
             tracking="cgroup" if has_cgroup else "linuxproc",
