@@ -1920,7 +1920,8 @@ _LONGEST_PENDING = 4096  # and anything that has so many characters
 
 # What a carriage return overwrote in a line. "\r\n" ends a line, and after "50%\r" the screen shows 50%.
 _OVERWRITTEN = rb"(?m)^.*\r(?=[^\r\n])"
-# How nested bars (tqdm, rich) move: to the next line, up some lines, and erase a line (ECMA-48 CUU and EL).
+# How nested bars (tqdm, rich) move: up some lines, to the next one, and erase one (ECMA-48 CUU and EL).
+_UP = rb"\x1b\[([0-9]*)A"
 _MOVES = rb"(\n|\x1b\[[0-9]*A|\x1b\[2K)"
 
 
@@ -1928,13 +1929,14 @@ def _fold(data):
     """Return the lines that a screen shows after *data*, and the number of the one with the cursor."""
     rows, row = [b""], 0
     for part in re.split(_MOVES, data):
+        up = re.fullmatch(_UP, part)
         if part == b"\n":
             row += 1
             rows[row:] = rows[row:] or [b""]
         elif part == b"\x1b[2K":
             rows[row] = b"\r"
-        elif part.startswith(b"\x1b[") and re.fullmatch(_MOVES, part):
-            row = max(0, row - int(part[2:-1] or 1))
+        elif up:
+            row = max(0, row - int(up.group(1) or 1))
         elif part:
             rows[row] = re.sub(_OVERWRITTEN, b"\r", rows[row] + part)
     return rows, row
@@ -1961,31 +1963,23 @@ class _OutputFile:
         if os.fstat(self.descriptor).st_size and _read_file(path, 1) != b"\n":
             self.unsaved += b"\n"  # an earlier attempt was killed in the middle of a line
 
-    def add(self, data):
+    def add(self, data, is_last=False):
         """Take bytes to be saved, but hold back a progress bar until it is complete or was long unseen."""
-        if self.bar or b"\r" in data or b"\x1b[" in data:
-            data = self._hold_bar(self.bar + data)
-        self._add_lines(data)
-
-    def _hold_bar(self, data):
+        has_moved = self.has_moved or re.search(_UP, data) is not None
+        if not (self.bar or has_moved or b"\r" in data):
+            return self._add_lines(data)
         now = time.monotonic()
-        if not self.bar:
-            self.bar_since = now
-        self.has_moved = self.has_moved or re.search(rb"\x1b\[[0-9]*A", data) is not None
-        is_due = now - self.bar_since >= _BAR_INTERVAL_S or len(self.bar) > _LONGEST_BAR
-        if self.has_moved:
-            rows, row = _fold(data)
-            self.has_moved = not is_due
-            if is_due:
-                self.bar = b""
-                return b"\n".join(line.rstrip(b"\r") for line in rows)
-            self.bar = b"\n".join(rows) + b"\x1b[%dA" % (len(rows) - 1 - row) * (row < len(rows) - 1)
-            return b""
-        start = data.rfind(b"\n") + 1
-        if b"\r" not in data[start:] or is_due:
-            start = len(data)
-        self.bar = re.sub(_OVERWRITTEN, b"\r", data[start:])
-        return data[:start]
+        self.bar_since = self.bar_since if self.bar else now
+        is_due = is_last or now - self.bar_since >= _BAR_INTERVAL_S or len(self.bar) > _LONGEST_BAR
+        rows, row = _fold(self.bar + data)
+        below = len(rows) - 1 - row
+        held = rows if has_moved else [line for line in rows[-1:] if b"\r" in line]
+        if is_due:
+            rows = [line.rstrip(b"\r") for line in rows] if has_moved else rows
+            held = []
+        self.has_moved = has_moved and not is_due
+        self.bar = b"\n".join(held) + b"\x1b[%dA" % below * (below > 0) * bool(held)
+        return self._add_lines(b"\n".join(rows[: len(rows) - len(held)] + [b""] * bool(held)))
 
     def _add_lines(self, data):
         if b"\r" in data:
@@ -1995,11 +1989,6 @@ class _OutputFile:
         if data:
             self.in_line = not data.endswith(b"\n")
             self.unsaved += data
-
-    def release_bar(self):
-        """Add what was held back."""
-        data, self.bar = self.bar, b""
-        self._add_lines(b"\n".join(_fold(data)[0]))
 
     def hold(self):
         """Keep the file open until release(), because a signal handler may finish the experiment meanwhile.
@@ -2077,7 +2066,7 @@ class _OutputFile:
         self.is_leaving = self.holders > 0
         if self.is_leaving:
             return
-        self.release_bar()
+        self.add(b"", is_last=True)
         self.save()
         try:
             found = _identify(self.descriptor)
@@ -2340,7 +2329,7 @@ class _Capture:
         with _session.lock:
             self.flush()
             for file in self._files.values():
-                file.release_bar()
+                file.add(b"", is_last=True)
                 file.save()
 
     def forget(self):

@@ -539,6 +539,32 @@ def test_text_without_a_line_end_is_not_kept_in_memory(lab):
     assert len(ended.stdout) >= 50000
 
 
+def test_much_text_without_a_line_end_is_not_kept_in_memory(lab):
+    ended = lab.run("for i in range(50): print('.' * 1000000, end='')\nkill_me()", stdout=subprocess.DEVNULL)
+    assert len(ended.stdout) >= 49000000
+
+
+# Each would take hours if its cost grew with the square of what is written.
+ENDLESS = {
+    "a return, then no line end": ["\\r", "x" * 4096, 60000],
+    "a return in each write": ["", "\\r" + "x" * 4096, 20000],
+    "a moved cursor, then no line end": ["\\r1\\n\\r2\\x1b[A", "x" * 4096, 60000],
+    "a moved cursor, then lines": ["\\r1\\n\\r2\\x1b[A", "x" * 400 + "\\n", 100000],
+    "only returns": ["", "\\r" * 4096, 1000],
+    "only returns and no state": ["x" * 100000, "\\r", 20000],
+    "one text": ["", "x" * 10000000 + "\\r" + "x" * 10000000, 1],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(ENDLESS))
+def test_output_without_line_ends_costs_what_its_size_costs(lab, name):
+    first, then, count = ENDLESS[name]
+    then = f'"{then[0]}" * {len(then)}' if len(set(then)) == 1 else f'"{then}"'
+    source = f'sys.stdout.write("{first}")\nthen = {then}\nfor i in range({count}): sys.stdout.write(then)'
+    assert lab.run(source, stdout=subprocess.DEVNULL).code == 0
+
+
 def test_flush_writes_an_unfinished_line(lab):
     assert lab.run("print('Loading', end='', flush=True)\nkill_me()").stdout == b"Loading"
 
@@ -807,6 +833,48 @@ def test_the_state_of_a_bar_is_saved_when_the_process_is_ending(lab):
         kill_me()
         """
     assert lab.run(source).stdout == b"10%"
+
+
+NESTED_BARS = {
+    "tqdm": """
+        from tqdm import tqdm
+        for i in tqdm(range(50), mininterval=0, file=sys.stdout, ascii=True, desc="outer"):
+            for _ in tqdm(range(50), mininterval=0, file=sys.stdout, ascii=True, desc="inner", leave=False):
+                pass
+        print("end")
+        """,
+    "tqdm in tqdm in tqdm, and lines": """
+        from tqdm import trange, tqdm
+        for i in trange(10, mininterval=0, file=sys.stdout, ascii=True, desc="outer"):
+            for j in trange(10, mininterval=0, file=sys.stdout, ascii=True, desc="middle", leave=False):
+                for _ in trange(10, mininterval=0, file=sys.stdout, ascii=True, desc="inner", leave=False):
+                    pass
+            tqdm.write("line %d" % i, file=sys.stdout)
+        print("end")
+        """,
+    "rich": """
+        from rich.console import Console
+        from rich.progress import Progress
+        console = Console(force_terminal=True, width=80)
+        with Progress(console=console, auto_refresh=False) as progress:
+            tasks = [progress.add_task(name, total=500) for name in ("outer", "inner")]
+            for i in range(500):
+                for task in tasks:
+                    progress.advance(task)
+                progress.refresh()
+        print("end")
+        """,
+}
+
+
+@pytest.mark.parametrize("name", sorted(NESTED_BARS))
+def test_nested_bars_leave_their_last_state(lab, name):
+    ended = lab.run(NESTED_BARS[name])
+    assert ended.code == 0 and len(ended.out) > 20000, ended
+    assert len(ended.stdout) < 3000 and ended.stdout.endswith(b"end\n"), ended.stdout
+    assert b"100%" in ended.stdout or b"50/50" in ended.stdout, ended.stdout
+    if "lines" in name:
+        assert all(b"line %d\n" % i in ended.stdout for i in range(10)), ended.stdout
 
 
 def test_a_bar_that_never_flushes_is_folded_too(lab):

@@ -70,6 +70,12 @@ def unshare():
     return unshare
 
 
+def describe_here():
+    """Describe this process as a system without /proc does."""
+    described = meticulous._describe_process()
+    return {key: value for key, value in described.items() if not key.startswith("process-")}
+
+
 def describe_elsewhere(**changes):
     """Describe a process that nobody here can ask about."""
     elsewhere = {"host": "elsewhere", "machine": "0", "boot": "b", "pid-namespace": "pid:[1]", "pid": 4}
@@ -261,6 +267,19 @@ def test_process_of_an_earlier_boot_is_gone_only_if_the_machine_is_surely_this_o
 def test_pid_that_is_none_says_nothing(pid):
     assert meticulous._is_running({**meticulous._describe_process(), "pid": pid}) is None
     assert meticulous._is_running({}) is None
+
+
+def test_pid_that_was_used_again_is_told_by_ps_where_there_is_no_proc(start_described, monkeypatch):
+    """As on macOS: the process of that pid began long after the recorded one."""
+    process = start_described()[0]
+    described = {**describe_here(), "pid": process.pid, "start-epoch": time.time()}
+    monkeypatch.setattr(meticulous, "_read_stat", lambda pid: ("", None, None))
+    assert meticulous._is_running(described) is True
+    assert meticulous._is_running({**described, "start-epoch": time.time() - 3600}) is False
+    for unknown in ({"start-epoch": None}, {"pid": os.getpid(), "start-epoch": time.time() + 3600}):
+        assert meticulous._is_running({**described, **unknown}) is True
+    monkeypatch.setenv("PATH", "")
+    assert meticulous._is_running({**described, "start-epoch": time.time() - 3600}) is True
 
 
 # --- the scheduler ---
