@@ -1479,16 +1479,23 @@ def _finish_commit(work_tree, head):
     return True
 
 
-def _differs_only_by_our_commits(work_tree, recorded_sha, head):
-    """Return whether *head* comes after *recorded_sha* by nothing but commits of ours to .gitignore."""
-    command = ["rev-list", "--format=%P%n%s", f"{recorded_sha}..{head.sha}"]
-    ours = rf"(commit \w+\n(\w+)\n{_IGNORE_MESSAGE}\n)+".encode()
-    chain = re.fullmatch(ours, _git(command, work_tree).stdout)
-    if chain is None or chain.group(2).decode() != recorded_sha:
-        return False
-    return (
-        _git(["diff-tree", "-z", "--name-only", recorded_sha, head.sha], work_tree).stdout == b".gitignore\0"
+def _differs_only_by_our_commits(work_tree, recorded, head):
+    """Return whether *head* comes after the *recorded* metadata by nothing but commits of ours to .gitignore.
+
+    If both are snapshots, these commits are between the commits below them.
+    """
+    old, new = str(recorded.get("githead-sha")), head.sha
+    snapshots = recorded.get("snapshot"), head.snapshot
+    old_base, new_base = (
+        snapshot["head"] if isinstance(snapshot, dict) and "head" in snapshot else sha
+        for sha, snapshot in zip((old, new), snapshots)
     )
+    ours = rf"(commit \w+\n(\w+)\n{_IGNORE_MESSAGE}\n)+".encode()
+    output = _git(["rev-list", "--format=%P%n%s", f"{old_base}..{new_base}"], work_tree).stdout
+    chain = re.fullmatch(ours, output)
+    if chain is None or chain.group(2).decode() != old_base:
+        return False
+    return _git(["diff-tree", "-r", "-z", "--name-only", old, new], work_tree).stdout == b".gitignore\0"
 
 
 # === Code =====================================================================
@@ -1561,15 +1568,16 @@ def _write_work_tree(work_tree, index, names):
     return _ask_git(["write-tree", "--missing-ok"], work_tree, b".", GIT_INDEX_FILE=index).decode().strip()
 
 
-def _take_snapshot(work_tree, head):
+def _take_snapshot(work_tree, head, directory):
     """Commit the work tree as it is, on top of *head*, and have *head* describe that commit.
 
-    The user's index, branch, stash and files stay as they are: git works on a copy of the index.
+    The user's index, branch, stash and files stay as they are: git works on a copy of the index. It is in the
+    experiments *directory*, where the next start removes what a killed one left.
     """
     left_out = _leave_out(os.fsencode(work_tree), head.changed)
     files = [name for name in head.changed if name not in left_out]
     index = os.path.join(_find_git_directory(work_tree), "index")
-    copy = f"{index}.{_unique_name()}"
+    copy = os.path.join(directory, _BUILD_PREFIX + _unique_name())
     times = os.stat(index)
     try:
         with open(copy, "xb") as file:
@@ -1588,7 +1596,9 @@ def _take_snapshot(work_tree, head):
     command = ["commit-tree", tree, "-p", head.sha, "-m", _SNAPSHOT_MESSAGE]
     output = _ask_git(command, work_tree, b".", meanwhile=make_patch, **_SNAPSHOT_AUTHOR)
     head.snapshot = {"head": head.sha, "files": files, "left-out": left_out, "complete": not left_out}
-    head.sha, head.message, head.trees = output.decode().strip(), f"{_SNAPSHOT_MESSAGE}\n", {}
+    head.sha, head.message = output.decode().strip(), f"{_SNAPSHOT_MESSAGE}\n"
+    changed = {os.path.dirname(name) for name in files}
+    head.trees = {folder: tree for folder, tree in head.trees.items() if folder not in changed}
     _ask_git(["update-ref", f"refs/meticulous/{head.sha}", head.sha], work_tree)
 
 
@@ -1747,7 +1757,7 @@ def _prepare_repository(work_tree, experiments_directory, make_directory, allow_
         make_directory()  # before the commit, and once more after it, which changes nothing
         if is_ignored:
             if head.changed:
-                _take_snapshot(work_tree, head)
+                _take_snapshot(work_tree, head, experiments_directory)
             head.proof, proof.head = proof, head
             return head
         if _commit_line(work_tree, head, _escape_pattern(path), experiments_directory):
@@ -2902,8 +2912,9 @@ def _check_resumable(folder, args, work_tree, head):
     differences = _find_differences(_load_mapping(os.path.join(folder, "args.json")), args)
     if differences:
         raise MismatchedArgsException(folder, differences)
-    recorded = str(_load_mapping(os.path.join(folder, "metadata.json")).get("githead-sha"))
-    if recorded != head.sha and not _differs_only_by_our_commits(work_tree, recorded, head):
+    metadata = _load_mapping(os.path.join(folder, "metadata.json"))
+    recorded = str(metadata.get("githead-sha"))
+    if recorded != head.sha and not _differs_only_by_our_commits(work_tree, metadata, head):
         raise MismatchedCommitException(folder, recorded, head.sha)
 
 

@@ -552,17 +552,17 @@ def test_commits_of_ours_make_no_difference(repo, work_in):
     head = work_in("others")
     assert head.sha != recorded
     differs = meticulous._differs_only_by_our_commits
-    assert differs(str(repo.path), recorded, head)
-    assert differs(str(repo.path), repo.git("rev-parse", "HEAD^").strip(), head)
+    assert differs(str(repo.path), {"githead-sha": recorded}, head)
+    assert differs(str(repo.path), {"githead-sha": repo.git("rev-parse", "HEAD^").strip()}, head)
     for other in (head.sha, "0" * 40, "HEAD^", "--output=x", None, 7):
-        assert not differs(str(repo.path), other, head)
+        assert not differs(str(repo.path), {"githead-sha": other}, head)
     assert not (repo.path / "x").exists()
 
 
 @pytest.mark.parametrize("message", [SUBJECT, "Ignore more"])
 @pytest.mark.parametrize("name", [".gitignore", "train.py"])
 def test_commits_of_the_user_make_a_difference(repo, work_in, name, message):
-    recorded = work_in().sha
+    recorded = {"githead-sha": work_in().sha}
     repo.write(name, "experiments\n*.pyc\n")
     repo.commit(message)
     is_like_ours = (name, message) == (".gitignore", SUBJECT)
@@ -575,7 +575,7 @@ def test_branch_beside_commits_of_ours_makes_a_difference(repo, work_in):
     repo.git("checkout", "-q", "-b", "side")
     repo.write("train.py", "")
     repo.commit()
-    recorded = repo.git("rev-parse", "HEAD").strip()
+    recorded = {"githead-sha": repo.git("rev-parse", "HEAD").strip()}
     repo.git("checkout", "-q", "-")
     assert not meticulous._differs_only_by_our_commits(str(repo.path), recorded, work_in())
 
