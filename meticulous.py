@@ -3259,7 +3259,7 @@ class Experiment:
         )
         if _is_other_rank():
             self.norecord = True
-            # To resume, all ranks read the same checkpoint. The number of a new folder is known to rank 0 only.
+            # To resume, all ranks read one checkpoint. The number of a new folder is known to rank 0 only.
             self.curexpdir = os.path.join(self.experiments_directory, name) if name else "."
             return
         args = _check_mapping("args", {} if args is None else args)

@@ -186,7 +186,7 @@ def browser(session):
     session.run("python", "-m", "pytest", "-m", "browser", "tests/browser", *options)
 
 
-# torch without CUDA is at hand for 3.11; otherwise it takes several GB (`--force-python 3.13`: another Python).
+# torch without CUDA is at hand for 3.11; else it takes several GB (`--force-python 3.13`: another Python).
 @nox.session(python="3.11", default=False)
 def recipes(session):
     """Run the README's recipes with the real packages (`-- --write`: their versions into README.md)."""

@@ -146,9 +146,7 @@ def run_block(block, clone, run_command):
         clone.write(block.options["file"], block.get_script())
         clone.commit("Write " + block.options["file"], block.options["file"])
     elif block.kind in ("python", "diff"):
-        result = clone.run(
-            block.get_script(), name="example.py", env={"PYTHONPATH": None}, timeout=TIMEOUT_S
-        )
+        result = clone.run(block.get_script(), name="example.py", env={"PYTHONPATH": None}, timeout=TIMEOUT_S)
         if result.code != code:
             return result
     elif block.kind == "sh":
