@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -508,7 +509,7 @@ def assert_excluded(repo):
 
 def test_bisect_run_finds_the_commit(repo, history):
     repo.git("bisect", "start", "HEAD", "HEAD~8")
-    assert "is the first bad commit" in repo.git("bisect", "run", *history)
+    assert re.search("first '?bad'? commit", repo.git("bisect", "run", *history))
     assert repo.git("log", "-1", "--format=%s", "refs/bisect/bad").strip() == "Commit 5"
     repo.git("bisect", "reset")
     assert_excluded(repo)
@@ -653,7 +654,7 @@ def test_broken_repositories(repo, work_in):
         work_in()
     shutil.rmtree(str(repo.path / ".git"))
     (repo.path / ".git").write_text("gitdir: /nowhere\n")
-    with pytest.raises(meticulous.GitException, match="whose repository is not there: /nowhere"):
+    with pytest.raises(meticulous.GitException, match="whose repository is not there"):
         work_in()
 
 
@@ -661,9 +662,7 @@ def test_linked_work_tree_without_its_repository(repo, work_in, tmp_path):
     linked = tmp_path / "linked"
     repo.git("worktree", "add", "-q", str(linked))
     repo.path.rename(tmp_path / "moved")
-    with pytest.raises(
-        meticulous.GitException, match="(?s)repository is not there: .*repo/.git.*worktree repair"
-    ):
+    with pytest.raises(meticulous.GitException, match="(?s)repository is not there.*worktree repair"):
         work_in(project=linked)
 
 
