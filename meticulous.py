@@ -3250,7 +3250,7 @@ class Experiment:
         norecord: bool = False,
         allow_dirty: bool = False,
     ) -> None:
-        self.norecord = norecord or _is_set("METICULOUS_NORECORD") or _is_other_rank()
+        self.norecord = norecord or _is_set("METICULOUS_NORECORD")
         self.project_directory = project_directory
         self.experiments_directory = experiments_directory
         self.repo_directory: "Optional[str]" = None
@@ -3270,13 +3270,18 @@ class Experiment:
         _check_type("description", description or "", str, "string")
         # A repetition must not resume what it repeats.
         name = None if _REPEATS_VARIABLE in os.environ else _check_id(experiment_id)
+        self.experiments_directory = os.path.abspath(
+            os.path.join(_find_original(project_directory), experiments_directory)
+        )
+        if _is_other_rank():
+            self.norecord = True
+            # To resume, all ranks read one checkpoint. The number of a new folder is known to rank 0 only.
+            self.curexpdir = os.path.join(self.experiments_directory, name) if name else "."
+            return
         args = _check_mapping("args", {} if args is None else args)
         if default_args is not None:
             default_args = _check_mapping("default_args", default_args)
         self.repo_directory = _find_work_tree(project_directory)
-        self.experiments_directory = os.path.abspath(
-            os.path.join(_find_original(project_directory), experiments_directory)
-        )
         try:
             allow_dirty = allow_dirty or _is_set("METICULOUS_ALLOW_DIRTY")
             self._start(name, args, default_args, description or "", allow_dirty)
