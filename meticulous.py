@@ -5172,16 +5172,14 @@ _MOST_STORIES, _MOST_PLOTS, _MOST_COLORS = 200, 50, 10
 _MOST_POINTS = 500  # of a curve: more than a plot has pixels
 _LONGEST_PATCH = 20000
 _HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;"})
-_LAST_COLUMNS = ("header.start_time", "header.duration")  # what differs and the results are seen first
+_LAST_COLUMNS = ("header.start_time", "header.duration", "header.status_message")
 # Canvas is the background of the scheme, light or dark, and a transparent grey is visible on both.
 _STYLE = """
 :root { color-scheme: light dark }
 body { margin: 0 auto; padding: 1rem 1rem 3rem; max-width: 110rem; font: 15px/1.5 system-ui, sans-serif }
-h1 { margin: 0; font-size: 1.5rem; overflow-wrap: anywhere }
-h2 { margin: 2rem 0 .5rem; font-size: 1.15rem }
+h1, a, summary, figcaption, pre { overflow-wrap: anywhere; color: inherit }
+h1 { margin: 0; font-size: 1.5rem }
 h3 { margin: 1rem 0 .2rem; font-size: 1rem }
-p { margin: .3rem 0 }
-a { color: inherit }
 small { opacity: .75; font-size: .85rem; font-weight: normal }
 td, li, pre, figcaption { unicode-bidi: isolate }
 .scroll { margin: 1rem 0; width: fit-content; max-width: 100%; overflow-x: auto; border: 1px solid #8885 }
@@ -5189,7 +5187,6 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .25rem .6rem; text-align: left; vertical-align: top; white-space: nowrap }
 tr { border-top: 1px solid #8885 }
 thead th { vertical-align: bottom; background: #8882 }
-thead small { display: block }
 tbody th { position: sticky; left: 0; background: Canvas }
 .number:not(:first-child) { text-align: right }
 .message { min-width: 16rem; white-space: normal; overflow-wrap: anywhere }
@@ -5201,25 +5198,23 @@ button::after { content: " \\2195"; opacity: .6 }
 :focus-visible { outline: 2px solid #1f77b4; outline-offset: 2px }
 tr.on > *, li.on { background: linear-gradient(#8884, #8884) Canvas }
 .legend { display: flex; flex-wrap: wrap; gap: .1rem 1.2rem; padding: 0; list-style: none }
-.legend a { overflow-wrap: anywhere; text-decoration: none }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1rem }
 figure { margin: 0; min-width: 0; break-inside: avoid }
-figcaption { font-weight: 600; overflow-wrap: anywhere }
+figcaption { font-weight: 600 }
 svg { display: block; width: 100% }
 svg.key { display: inline; width: 2rem; height: .7rem }
 text { font-size: 110px; fill: currentColor; opacity: .75 }
 path { fill: none; stroke: #888; stroke-width: 16; stroke-linecap: round; stroke-linejoin: round }
-.grid { stroke-width: 10; stroke-opacity: .35 }
-.grey { stroke-opacity: .45 }
+.grid, .grey { stroke-opacity: .4 }
 path.band { fill: #888; fill-opacity: .25; stroke: none }
 .picking figure [data-run]:not(.on) { stroke-opacity: .2; fill-opacity: .05 }
 path.on { stroke-width: 32; stroke-opacity: 1 }
 #picked { position: fixed; bottom: 0; left: 0; padding: .3rem 1rem; background: CanvasText; color: Canvas }
 #picked:empty { display: none }
 details { border-top: 1px solid #8885 }
-summary { padding: .3rem 0; cursor: pointer; overflow-wrap: anywhere }
+summary { padding: .3rem 0; cursor: pointer }
 details div { padding: 0 0 1rem 1rem; scroll-margin-top: 3rem }
-pre { margin: 0; padding: .5rem; background: #8882; white-space: pre-wrap; overflow-wrap: anywhere }
+pre { margin: 0; padding: .5rem; background: #8882; white-space: pre-wrap }
 @media (max-width: 40rem) { table { font-size: .85rem } th, td { padding: .2rem .35rem } }
 @media print { :root, body { font-size: 9px } th, td { white-space: normal } .message { min-width: 0 } }
 """
@@ -5230,20 +5225,20 @@ for _number, (_color, _dash) in enumerate(zip(_PALETTE.split(), _DASHES.split("/
     _STYLE += f"path.band.c{_number} {{ fill: #{_color} }}\n"
 _SCRIPT = """
 "use strict";
-const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+const all = selector => [...document.querySelectorAll(selector)];
 let picked;
 function pick(run) {
   if (run === picked) return;
   picked = run;
   all(".on").forEach(element => element.classList.remove("on"));
-  const found = run === undefined ? [] : all(`[data-run="${run}"]`);
+  const found = run ? all(`[data-run="${run}"]`) : [];
   for (const element of found) {
     element.classList.add("on");
     if (element.matches("figure path")) element.parentNode.append(element);  // the last is in front
   }
   document.body.classList.toggle("picking", found.length > 0);
-  const title = found.map(element => element.querySelector("title")).find(Boolean);
-  document.getElementById("picked").textContent = title ? title.textContent : "";
+  const path = found.find(element => element.matches("figure path"));
+  document.getElementById("picked").textContent = path ? path.textContent : "";
 }
 function find(event) {  // lines are thin: look around the pointer too
   const run = event.target.closest("[data-run]");
@@ -5427,7 +5422,7 @@ def _draw_plot(name, series, is_banded, is_log):
     if not parts:
         return f"<figure>{caption}</figure>"
     x_ends, y_ends = ([end for p in parts for end in (min(p[axis]), max(p[axis]))] for axis in (0, 1))
-    low, high, x_ticks = _find_axis(x_ends, 4, int(all(isinstance(end, int) for end in x_ends)))
+    low, high, x_ticks = _find_axis(x_ends, 5, int(all(isinstance(end, int) for end in x_ends)))
     _, _, y_ticks = _find_axis(y_ends, 5, is_log)  # if is_log, whole powers of ten
     left = 120 + 65 * max(len(_name_tick(tick, is_log)) for tick in y_ticks)
     width, height = 3360 - left, 1660
@@ -5448,21 +5443,24 @@ def _draw_plot(name, series, is_banded, is_log):
     )
 
 
-def _draw_plots(series, is_banded, is_log):
+def _draw_plots(series, is_banded=False, is_log=False):
     """Return the plots of all metrics of *series*; '' if there are none."""
     names = list(dict.fromkeys(name for runs in series.values() for curves in runs for name in curves))
-    figures = [_draw_plot(name, series, is_banded, is_log) for name in names[:_MOST_PLOTS]]
-    more = f"<p>{len(names) - _MOST_PLOTS} more metrics are not drawn.</p>" if names[_MOST_PLOTS:] else ""
-    return f'<div class="plots">{"".join(figures)}</div>{more}' if names else ""
+    plots = [_draw_plot(name, series, is_banded, is_log) for name in names[:_MOST_PLOTS]]
+    plots += [f"<p>{len(names) - _MOST_PLOTS} more metrics are not drawn.</p>"] * (len(names) > _MOST_PLOTS)
+    return f'<div class="plots">{"".join(plots)}</div>' if names else ""
 
 
 def _make_cell(value, column):
     """Return the attributes and the content of a table's cell; data-value is what it is sorted by."""
+    if column == "header.duration":
+        text = _format_duration(value)
+    else:
+        text = _format_value(value, 5 if column.startswith(("summary.", "metrics.")) else 15)
+    if column == "header.start_time":
+        text = text[:16].replace("T", " ")
     if column == "header.status_message":
-        return "", f'<div class="message">{_escape(value, 300)}</div>'
-    text = _format_value(value, 5 if column.startswith(("summary.", "metrics.")) else 15)
-    if column in _LAST_COLUMNS:
-        text = _format_duration(value) if column == "header.duration" else text[:16].replace("T", " ")
+        return "", f'<div class="message">{_escape(text, 300)}</div>'
     attributes = f' class="number" data-value="{value!r}"' if _is_number(value) else ""
     return ' class="bad"' if value in ("ERROR", "DEAD") else attributes, _escape(text, 60)
 
@@ -5473,7 +5471,7 @@ def _make_table(rows, columns, numbers, links):
     for column in columns:
         group, title = _split_title(column, False)
         kind = "number" if any(_is_number(row.get(column)) for row in rows) else ""
-        head += f'<th scope="col" class="{kind}"><small>{_escape(group)}</small> {_escape(title, 60)}</th>'
+        head += f'<th scope="col" class="{kind}"><small>{_escape(group)}</small><br>{_escape(title, 60)}</th>'
     for row, number, link in zip(rows, numbers, links):
         (first, text), *others = (_make_cell(row.get(column), column) for column in columns)
         text = f'<a href="#{link}">{text}</a>' if link else text
@@ -5487,22 +5485,20 @@ def _make_table(rows, columns, numbers, links):
 
 
 def _list_blocks(reader, row):
-    """Return the blocks of a run's story, lists of a title and lines: what `show` prints, and the patch."""
+    """Return the parts of a run's story, (title, lines): what `show` prints, and the patch."""
     texts = {name.lower(): reader.read_lines(name)[-20:] for name in ("STATUS", "stdout", "stderr")}
     # All that was recorded is indented or escaped, so that an empty line is always ours.
-    text = "\n".join(_format_experiment(reader, row, texts)).strip("\n")
-    blocks = [block.split("\n") for block in re.split("\n\n+", text)]
-    patch = _read_text(os.path.join(reader.curexpdir, "snapshot.patch"))
-    if patch:
-        cut = patch[:_LONGEST_PATCH] + "\n..." * (len(patch) > _LONGEST_PATCH)
-        blocks.append(["snapshot.patch", *cut.split("\n")])
-    return [block for block in blocks if len(block) > 1]
+    blocks = [block.split("\n") for block in "\n".join(_format_experiment(reader, row, texts)).split("\n\n")]
+    patch = _read_text(os.path.join(reader.curexpdir, "snapshot.patch")) or ""
+    cut = patch[:_LONGEST_PATCH] + "\n..." * (len(patch) > _LONGEST_PATCH)
+    blocks.append(["snapshot.patch", *cut.splitlines()])
+    return [(block[0], block[1:]) for block in blocks if block[1:]]
 
 
 def _make_story(blocks):
     """Return a run's story as HTML."""
-    texts = ["\n".join(map(_escape, lines)) for _, *lines in blocks]
-    return "".join(f"<h3>{_escape(block[0])}</h3><pre>\n{text}</pre>" for block, text in zip(blocks, texts))
+    texts = ["\n".join(map(_escape, lines)) for _, lines in blocks]
+    return "".join(f"<h3>{_escape(title)}</h3><pre>\n{text}</pre>" for (title, _), text in zip(blocks, texts))
 
 
 def _make_page(title, body):
@@ -5516,7 +5512,7 @@ def _make_page(title, body):
     return _PAGE.format(*hashes, _escape(title), _STYLE, body, _SCRIPT)
 
 
-def _name_rows(rows, over):
+def _name_rows(rows, over=()):
     """Return a function that names the curves of a row: by its id and the arguments that differ."""
     columns = [c for c in _find_columns(rows) if c.startswith("args.") and c not in over]
     columns = [c for c in columns if len({_format_value(row.get(c)) for row in rows}) > 1]
@@ -5528,15 +5524,26 @@ def _name_rows(rows, over):
     return name_row
 
 
+def _make_legend(series, links):
+    items = [
+        f'<li data-run="{number}"><a href="#{links[name]}">{_draw_key(number)}{_escape(name, 80)}</a></li>'
+        for number, name in enumerate(series)
+    ]
+    items[_MOST_COLORS:] = [f"<li>{n} more in grey</li>" for n in [len(items) - _MOST_COLORS] if n > 0]
+    return f'<h2>Curves</h2><ul class="legend">{"".join(items)}</ul>' if items else ""
+
+
 def _make_report(directory, rows, table, columns, over=(), is_log=False):
     """Return the page of the experiments in *directory*.
 
     rows: of all of them; table: the rows to show, grouped or not; over: arguments whose runs share a band.
     """
     runs = table if "header.expid" in table[0] else rows
-    experiments = Experiments(experiments_directory=directory)
-    name_run = _name_rows(rows, ())
-    name_row = _name_rows(rows, over) if over else name_run
+    experiments, name_run, name_row = (
+        Experiments(experiments_directory=directory),
+        _name_rows(rows),
+        _name_rows(rows, over),
+    )
     series: "Dict[str, List[Any]]" = {name_row(row): [] for row in table}
     links: "Dict[str, str]" = {}
     stories, least = [], 0 if is_log else -1e300
@@ -5551,39 +5558,31 @@ def _make_report(directory, rows, table, columns, over=(), is_log=False):
         story = _make_story(_list_blocks(reader, row))
         stories.append(f'<details><summary>{title}</summary><div id="r{number}">{story}</div></details>')
     series = {name: found for name, found in series.items() if any(found)}
-    last = [column for column in _LAST_COLUMNS if column in columns]
-    if last and any(row.get("header.status_message") for row in table):
-        last.append("header.status_message")
-    columns = [column for column in columns if column not in last] + last
-    names, numbers = list(map(name_row, table)), {name: number for number, name in enumerate(series)}
+    if "header.duration" in columns and any(row.get("header.status_message") for row in table):
+        columns = [*columns, "header.status_message"]
+    # What differs and the results are seen first.
+    columns = sorted(columns, key=lambda column: column in _LAST_COLUMNS)
+    names, numbers = [name_row(row) for row in table], {name: number for number, name in enumerate(series)}
+    note = f"<p>Curves and stories are of the first {_MOST_STORIES} runs.</p>" * (len(runs) > _MOST_STORIES)
     body = _make_table(table, columns, map(numbers.get, names), map(links.get, names))
-    if len(runs) > _MOST_STORIES:
-        body = f"<p>Curves and stories are of the first {_MOST_STORIES} runs.</p>{body}"
-    if series:
-        items = [
-            f'<li data-run="{number}"><a href="#{links[name]}">{_draw_key(number)}{_escape(name, 80)}</a></li>'
-            for name, number in numbers.items()
-        ]
-        items[_MOST_COLORS:] = [f"<li>{len(items) - _MOST_COLORS} more in grey</li>"] * (len(items) > _MOST_COLORS)
-        body += f'<h2>Curves</h2><ul class="legend">{"".join(items)}</ul>'
-        body += _draw_plots(series, bool(over), is_log)
+    body += _make_legend(series, links) + _draw_plots(series, bool(over), is_log)
     place = "/".join(os.path.abspath(directory).split(os.sep)[-2:])
     title = f"{len(runs)} run{'s' * (len(runs) > 1)} in {place}"
-    return _make_page(title, body + "<h2>Runs</h2>" + "".join(stories))
+    return _make_page(title, note + body + "<h2>Runs</h2>" + "".join(stories))
 
 
 def _format_story(reader, extension):
     """Return the story of one run, as Markdown ("md") or HTML."""
     blocks, title = _list_blocks(reader, _read_row(reader)), f"Run {reader.expid}"
     if extension == "html":
-        plots = _draw_plots({title: [_read_curves(reader, -1e300, True)]}, is_banded=False, is_log=False)
+        plots = _draw_plots({title: [_read_curves(reader, -1e300, True)]})
         return _make_page(title, plots + _make_story(blocks))
     text = ""
-    for name, *lines in [["# " + title], *blocks]:
+    for name, lines in [("# " + title, []), *blocks]:
         name = re.sub(r"[\\`*_\[\]<>&]", r"\\\g<0>", _show_controls(name))
-        inside = "\n".join(map(_show_controls, lines))
-        fence = "`" * (2 + max(map(len, re.findall("`+", inside)), default=1))  # longer than any inside
-        text += f"## {name}\n\n{fence}\n{inside}\n{fence}\n\n" if lines else f"{name}\n\n"
+        # Indented lines are code, whatever they hold.
+        text += f"## {name}\n\n" * bool(lines) or f"{name}\n\n"
+        text += "".join(f"    {_show_controls(line)}\n" for line in lines) + "\n"
     return text
 
 
