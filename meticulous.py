@@ -5167,40 +5167,37 @@ def _repeat(options):
 # === Report ===================================================================
 # Write one HTML page that loads nothing: a table, curves as SVG, and the story of each run.
 
-# The most stories and curves of runs, the most plots, and the most runs that have a color.
-_MOST_STORIES, _MOST_PLOTS, _MOST_COLORS = 200, 50, 10
-_MOST_POINTS = 500  # of a curve: more than a plot has pixels
+# The most stories and curves of runs, plots, runs in color, and points of a curve: plots have fewer pixels.
+_MOST_STORIES, _MOST_PLOTS, _MOST_COLORS, _MOST_POINTS = 200, 50, 10, 500
 _LONGEST_PATCH = 20000
 _HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;"})
 _LAST_COLUMNS = ("header.start_time", "header.duration", "header.status_message")
 # Canvas is the background of the scheme, light or dark, and a transparent grey is visible on both.
 _STYLE = """
-:root { color-scheme: light dark }
+:root { color-scheme: light dark; background: Canvas }
 body { margin: 0 auto; padding: 1rem 1rem 3rem; max-width: 110rem; font: 15px/1.5 system-ui, sans-serif }
 h1, a, summary, figcaption, pre { overflow-wrap: anywhere; color: inherit }
-h1 { margin: 0; font-size: 1.5rem }
+h1, h2 { margin: 1.2rem 0 .4rem; font-size: 1.3rem }
 h3 { margin: 1rem 0 .2rem; font-size: 1rem }
 small { opacity: .75; font-size: .85rem; font-weight: normal }
 td, li, pre, figcaption { unicode-bidi: isolate }
 .scroll { margin: 1rem 0; width: fit-content; max-width: 100%; overflow-x: auto; border: 1px solid #8885 }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .25rem .6rem; text-align: left; vertical-align: top; white-space: nowrap }
-tr { border-top: 1px solid #8885 }
+tr, details { border-top: 1px solid #8885 }
 thead th { vertical-align: bottom; background: #8882 }
 tbody th { position: sticky; left: 0; background: Canvas }
 .number:not(:first-child) { text-align: right }
 .message { min-width: 16rem; white-space: normal; overflow-wrap: anywhere }
 .bad { background: #f003 }
-button { all: unset; cursor: pointer }
+button { all: unset; outline: revert; cursor: pointer }
 button::after { content: " \\2195"; opacity: .6 }
 [aria-sort=ascending] button::after { content: " \\2191"; opacity: 1 }
 [aria-sort=descending] button::after { content: " \\2193"; opacity: 1 }
-:focus-visible { outline: 2px solid #1f77b4; outline-offset: 2px }
 tr.on > *, li.on { background: linear-gradient(#8884, #8884) Canvas }
 .legend { display: flex; flex-wrap: wrap; gap: .1rem 1.2rem; padding: 0; list-style: none }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1rem }
 figure { margin: 0; min-width: 0; break-inside: avoid }
-figcaption { font-weight: 600 }
 svg { display: block; width: 100% }
 svg.key { display: inline; width: 2rem; height: .7rem }
 text { font-size: 110px; fill: currentColor; opacity: .75 }
@@ -5209,11 +5206,8 @@ path { fill: none; stroke: #888; stroke-width: 16; stroke-linecap: round; stroke
 path.band { fill: #888; fill-opacity: .25; stroke: none }
 .picking figure [data-run]:not(.on) { stroke-opacity: .2; fill-opacity: .05 }
 path.on { stroke-width: 32; stroke-opacity: 1 }
-#picked { position: fixed; bottom: 0; left: 0; padding: .3rem 1rem; background: CanvasText; color: Canvas }
-#picked:empty { display: none }
-details { border-top: 1px solid #8885 }
-summary { padding: .3rem 0; cursor: pointer }
-details div { padding: 0 0 1rem 1rem; scroll-margin-top: 3rem }
+#picked { position: fixed; bottom: 0; left: 0; margin: 0; padding: 0 1rem; background: CanvasText; color: Canvas }
+details > * { padding: .3rem; scroll-margin-top: 3rem }
 pre { margin: 0; padding: .5rem; background: #8882; white-space: pre-wrap }
 @media (max-width: 40rem) { table { font-size: .85rem } th, td { padding: .2rem .35rem } }
 @media print { :root, body { font-size: 9px } th, td { white-space: normal } .message { min-width: 0 } }
@@ -5240,14 +5234,12 @@ function pick(run) {
   const path = found.find(element => element.matches("figure path"));
   document.getElementById("picked").textContent = path ? path.textContent : "";
 }
+const offsets = [0, -2, 2, -4, 4];
 function find(event) {  // lines are thin: look around the pointer too
   const run = event.target.closest("[data-run]");
   if (run || !event.target.closest("figure")) return run;
-  for (const r of [2, 4, 6]) for (let angle = 0; angle < 6.2; angle += 0.7854) {
-    const [x, y] = [event.clientX + r * Math.cos(angle), event.clientY + r * Math.sin(angle)];
-    const near = document.elementFromPoint(x, y);
-    if (near && near.matches("[data-run]")) return near;
-  }
+  const points = offsets.flatMap(x => offsets.map(y => [event.clientX + x, event.clientY + y]));
+  return points.map(point => document.elementFromPoint(...point)).find(near => near?.matches("[data-run]"));
 }
 for (const type of ["pointermove", "focusin"])
   document.addEventListener(type, event => pick(find(event)?.dataset.run));
@@ -5275,7 +5267,8 @@ _PAGE = """<!doctype html>
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; base-uri 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{}</title><style>{}</style></head><body><main>
+<title>{}</title><style>{}</style></head>
+<body><main><h1>{}</h1><small>Written {}</small>
 {}
 </main><p id="picked" role="status"></p><script>{}</script></body></html>
 """
@@ -5290,11 +5283,9 @@ def _escape(value, longest=2000):
 def _can_draw(values, least):
     """Return whether all *values* are numbers above *least* and far enough from the largest float."""
     # Differences of larger ones overflow. min() and max() may overlook a NaN, the sum can't.
-    return (
-        {int, float}.issuperset(map(type, values))
-        and least < min(values) <= max(values) < 1e300
-        and abs(sum(values)) < float("inf")
-    )
+    if not {int, float}.issuperset(map(type, values)):
+        return False
+    return least < min(values) <= max(values) < 1e300 and abs(sum(values)) < float("inf")
 
 
 def _read_curves(reader, least, is_thinned):
@@ -5312,7 +5303,8 @@ def _read_curves(reader, least, is_thinned):
         try:
             steps, values = all_steps, [row[name] for row in rows]
         except KeyError:  # logged at some of the steps only
-            steps, values = zip(*[(row["step"], row[name]) for row in rows if name in row])
+            points = [(row["step"], row[name]) for row in rows if name in row]
+            steps, values = map(list, zip(*points))
         gaps = [0] * (len(values) + 1)
         if not _can_draw(values, least):
             is_drawn = [_can_draw([value], least) for value in values]
@@ -5344,21 +5336,18 @@ def _thin(steps, values, gaps):
     if count <= _MOST_POINTS:
         return steps, values, gaps
     size = -(-count // (_MOST_POINTS // 2 - 1))
-    padded = [*values, *[values[-1]] * (-count % size)]
+    padded = values + values[-1:] * (-count % size)
     columns = [padded[n::size] for n in range(size)]  # the first of each bucket, the second, ...
     extremes = {0, count - 1}
     for choose in (min, max):
         extremes.update(map(padded.index, map(choose, *columns), range(0, count, size)))
     kept = sorted(extremes)
     choose_kept = itemgetter(*kept)
-    return choose_kept(steps), choose_kept(values), (*choose_kept(gaps), gaps[-1])
+    return list(choose_kept(steps)), list(choose_kept(values)), [*choose_kept(gaps), gaps[-1]]
 
 
 def _find_axis(ends, most, least):
-    """Return the lowest and the highest of *ends*, made to differ, and round numbers that enclose them.
-
-    These are about *most*, and at least *least* apart.
-    """
+    """Return both ends of an axis, made to differ, and round numbers around them, *least* apart."""
     from math import ceil, floor, log10
 
     low, high = min(ends), max(ends)
@@ -5367,12 +5356,6 @@ def _find_axis(ends, most, least):
     power = 10.0 ** floor(log10((high - low) / most))
     step = max(least, next(power * n for n in (1, 2, 5, 10, 20) if (high - low) / (power * n) <= most))
     return low, high, [n * step for n in range(floor(low / step), ceil(high / step) + 1)]
-
-
-def _name_tick(tick, is_log=False):
-    if is_log and abs(tick) > 4:
-        return f"1e{tick:.0f}"  # which may be larger than any float
-    return "%.12g" % (10.0**tick if is_log else tick)
 
 
 def _draw_path(number, curve, frame, kind=""):
@@ -5391,17 +5374,17 @@ def _draw_key(number):
     return f'<svg class="key" viewBox="0 0 300 100" aria-hidden="true">{path}</path></svg> '
 
 
-def _draw_axes(frame, width, height, x_ticks, y_ticks, is_log):
-    """Yield lines at the ticks, and their numbers, in tenths of a pixel as all of a plot."""
+def _draw_axes(frame, width, height, x_ticks, y_ticks, y_names):
+    """Yield lines at the ticks, and their names, in tenths of a pixel as all of a plot."""
     left, x_scale, top, y_scale = frame
-    for tick in y_ticks:
-        y, text = (top - tick) * y_scale, _name_tick(tick, is_log)
+    for tick, name in zip(y_ticks, y_names):
+        y = (top - tick) * y_scale
         yield f'<path class="grid" d="M0 {y:.0f}H{width}"/>'
-        yield f'<text x="-60" y="{y + 40:.0f}" text-anchor="end">{text}</text>'
+        yield f'<text x="-60" y="{y + 40:.0f}" text-anchor="end">{name}</text>'
     for tick in x_ticks:
         x = (tick - left) * x_scale
         yield f'<path class="grid" d="M{x:.0f} {height}v40"/>'
-        yield f'<text x="{x:.0f}" y="{height + 160}" text-anchor="middle">{_name_tick(tick)}</text>'
+        yield f'<text x="{x:.0f}" y="{height + 160}" text-anchor="middle">{tick:.12g}</text>'
     yield f'<text x="{width // 2}" y="{height + 310}" text-anchor="middle">step</text>'
 
 
@@ -5417,24 +5400,29 @@ def _draw_plot(name, series, is_banded, is_log):
         lines[number] = [(x, list(map(log10, y)) if is_log else y, gaps) for x, y, gaps in found]
     notes = ["log scale"] * is_log + ["mean; band: minimum to maximum"] * is_banded
     notes += [f"{left_out} values are not {'positive' if is_log else 'finite'}: left out"] * (left_out > 0)
-    caption = f"<figcaption>{_escape(name, 200)} <small>{'; '.join(notes)}</small></figcaption>"
+    caption = f"<figcaption><b>{_escape(name, 200)}</b> <small>{'; '.join(notes)}</small></figcaption>"
     parts = [part for line in lines.values() for part in line]
     if not parts:
         return f"<figure>{caption}</figure>"
     x_ends, y_ends = ([end for p in parts for end in (min(p[axis]), max(p[axis]))] for axis in (0, 1))
     low, high, x_ticks = _find_axis(x_ends, 5, int(all(isinstance(end, int) for end in x_ends)))
     _, _, y_ticks = _find_axis(y_ends, 5, is_log)  # if is_log, whole powers of ten
-    left = 120 + 65 * max(len(_name_tick(tick, is_log)) for tick in y_ticks)
+    # A power of ten may be larger than any float.
+    y_names = [
+        f"1e{tick:.0f}" if is_log and abs(tick) > 4 else f"{10.0**tick if is_log else tick:.12g}"
+        for tick in y_ticks
+    ]
+    left = 120 + 65 * max(map(len, y_names))
     width, height = 3360 - left, 1660
     frame = low, width / (high - low), y_ticks[-1], height / (y_ticks[-1] - y_ticks[0])
     x_ticks = [tick for tick in x_ticks if low <= tick <= high]
-    drawing = [*_draw_axes(frame, width, height, x_ticks, y_ticks, is_log)]
+    drawing = [*_draw_axes(frame, width, height, x_ticks, y_ticks, y_names)]
     for number, label in reversed(list(enumerate(series))):  # those in color in front of the grey
         end = f"<title>{_escape(label)}</title></path>"
         if lines[number]:
             curve, *edges = lines[number]
             if edges:
-                outline = [(*low, *high[::-1]) for low, high in zip(*edges)]
+                outline = [low + high[::-1] for low, high in zip(*edges)]
                 drawing.append(_draw_path(number, outline, frame, " band") + end)
             drawing.append(_draw_path(number, curve, frame) + end)
     return (
@@ -5507,9 +5495,8 @@ def _make_page(title, body):
     from hashlib import sha256
 
     hashes = (b64encode(sha256(text.encode()).digest()).decode() for text in (_STYLE, _SCRIPT))
-    written = f"<small>Written {_local_time(time.time())[:16].replace('T', ' ')}</small>"
-    body = f"<h1>{_escape(title)}</h1>{written}{body}"
-    return _PAGE.format(*hashes, _escape(title), _STYLE, body, _SCRIPT)
+    title, written = _escape(title), _local_time(time.time())[:16].replace("T", " ")
+    return _PAGE.format(*hashes, title, _STYLE, title, written, body, _SCRIPT)
 
 
 def _name_rows(rows, over=()):
@@ -5539,11 +5526,8 @@ def _make_report(directory, rows, table, columns, over=(), is_log=False):
     rows: of all of them; table: the rows to show, grouped or not; over: arguments whose runs share a band.
     """
     runs = table if "header.expid" in table[0] else rows
-    experiments, name_run, name_row = (
-        Experiments(experiments_directory=directory),
-        _name_rows(rows),
-        _name_rows(rows, over),
-    )
+    name_run, name_row = _name_rows(rows), _name_rows(rows, over)
+    experiments = Experiments(experiments_directory=directory)
     series: "Dict[str, List[Any]]" = {name_row(row): [] for row in table}
     links: "Dict[str, str]" = {}
     stories, least = [], 0 if is_log else -1e300
