@@ -5206,7 +5206,8 @@ path { fill: none; stroke: #888; stroke-width: 16; stroke-linecap: round; stroke
 path.band { fill: #888; fill-opacity: .25; stroke: none }
 .picking figure [data-run]:not(.on) { stroke-opacity: .2; fill-opacity: .05 }
 path.on { stroke-width: 32; stroke-opacity: 1 }
-#picked { position: fixed; bottom: 0; left: 0; margin: 0; padding: 0 1rem; background: CanvasText; color: Canvas }
+#picked { position: fixed; bottom: 0; left: 0; margin: 0; padding: 0 1rem }
+#picked { background: CanvasText; color: Canvas }
 details > * { padding: .3rem; scroll-margin-top: 3rem }
 pre { margin: 0; padding: .5rem; background: #8882; white-space: pre-wrap }
 @media (max-width: 40rem) { table { font-size: .85rem } th, td { padding: .2rem .35rem } }
