@@ -5196,13 +5196,15 @@ button::after { content: " \\2195"; opacity: .6 }
 [aria-sort=descending] button::after { content: " \\2193"; opacity: 1 }
 tr.on > *, li.on { background: linear-gradient(#8884, #8884) Canvas }
 .legend { display: flex; flex-wrap: wrap; gap: .1rem 1.2rem; padding: 0; list-style: none }
+.legend a { text-decoration: none }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1rem }
 figure { margin: 0; min-width: 0; break-inside: avoid }
 svg { display: block; width: 100% }
 svg.key { display: inline; width: 2rem; height: .7rem }
 text { font-size: 110px; fill: currentColor; opacity: .75 }
 path { fill: none; stroke: #888; stroke-width: 16; stroke-linecap: round; stroke-linejoin: round }
-.grid, .grey { stroke-opacity: .4 }
+.grid { stroke-width: 8; stroke-opacity: .5 }
+.grey { stroke-opacity: .45 }
 path.band { fill: #888; fill-opacity: .25; stroke: none }
 .picking figure [data-run]:not(.on) { stroke-opacity: .2; fill-opacity: .05 }
 path.on { stroke-width: 32; stroke-opacity: 1 }
@@ -5458,7 +5460,7 @@ def _make_table(rows, columns, numbers, links):
     """Return the table; *numbers* of the curves of its rows, and *links* to their stories, may be None."""
     head, body = "", ""
     for column in columns:
-        group, title = _split_title(column, False)
+        group, title = _split_title(column.replace("status_message", "message"), False)
         kind = "number" if any(_is_number(row.get(column)) for row in rows) else ""
         head += f'<th scope="col" class="{kind}"><small>{_escape(group)}</small><br>{_escape(title, 60)}</th>'
     for row, number, link in zip(rows, numbers, links):
