@@ -1011,13 +1011,14 @@ class _Session:
 
     experiments: the open ones, the latest last. is_exiting: whether the process is at its end. hooks: an
     ExitStack that removes what was installed for them.
-    lock: the one lock of this module, re-entrant because a signal handler may print, log and finish.
+    lock: re-entrant because a signal handler may print, log and finish. summary_lock: so that the prints of
+    other threads don't wait while summary.json is written; never asked for while its owner waits for the first.
     """
 
     def __init__(self):
         from _thread import RLock  # what threading.RLock() returns, without importing threading
 
-        self.lock = RLock()
+        self.lock, self.summary_lock = RLock(), RLock()
         self.experiments = []
         self.hooks = None
         self.is_exiting = False
@@ -2014,7 +2015,7 @@ class _OutputFile:
                 raise  # not the system's: a signal handler raised TimeoutError, which is the program's own
             if len(self.unsaved) > _UNSAVED_LIMIT:
                 self.unsaved[_UNSAVED_LIMIT:] = _GAP
-            self._report(error)
+            _report_fault(self.faults, self.path, error)
         finally:
             self.release()
 
@@ -2033,11 +2034,6 @@ class _OutputFile:
         if written < len(data):
             self.unsaved += data[written:]
             self.save()
-
-    def _report(self, error):
-        if not self.faults:
-            self.faults.append(error)
-            _warn(f"output is no longer recorded in {self.path!r}: {_explain(error)}")
 
     def _write(self):
         # Taken before it is written: a signal handler runs right after os.write, and if it raises or ends
@@ -2073,7 +2069,14 @@ class _OutputFile:
             if found and found[:2] == self.identity[:2]:
                 os.close(self.descriptor)
         except OSError as error:  # a network file system may report only now that a write has failed
-            self._report(error)
+            _report_fault(self.faults, self.path, error)
+
+
+def _report_fault(faults, path, error):
+    """Warn that *path* can't be written, unless *faults*, the experiment's list, has an error already."""
+    if not faults:
+        faults.append(error)
+        _warn(f"output is no longer recorded in {path!r}: {_explain(error)}")
 
 
 def _open_to_append(path, more_flags=0):
@@ -2824,8 +2827,9 @@ def _watch_forks():
             masks[get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGHUP))
 
     def unblock():
-        if masks:
-            signal.pthread_sigmask(signal.SIG_SETMASK, masks.pop(get_ident()))
+        mask = masks.pop(get_ident(), None)
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def forget():
         global _session
@@ -3062,12 +3066,10 @@ class _Record:
         import shutil
 
         for name in ("stdout", "stderr", "metrics.jsonl"):
-            path, copy = (
-                os.path.join(self.folder, name),
-                os.path.join(self.folder, f".{name}.{_unique_name()}.tmp"),
-            )
+            path = os.path.join(self.folder, name)
+            copy = os.path.join(self.folder, f".{name}.{_unique_name()}.tmp")
             if os.path.isfile(path):
-                shutil.copyfile(path, copy)
+                shutil.copyfile(path, copy, follow_symlinks=False)  # a link is refused when it is opened
                 os.replace(copy, path)
 
     def _write(self, name, content):
@@ -3089,10 +3091,18 @@ class _Record:
             raise OSError(errno.ESTALE, "it was deleted or replaced", self.folder)
         return found
 
+    def is_superseded(self):
+        """Return whether another process has begun a later attempt. Raises OSError if the folder is another."""
+        return len(self.load_own_metadata()["attempts"]) > self.number
+
     def log(self, values, step):
         """Append a line to metrics.jsonl, by one write(2)."""
         if self._metrics is None:
-            self._open_metrics()
+            path = os.path.join(self.folder, "metrics.jsonl")
+            try:
+                self._open_metrics(path)
+            except OSError as error:
+                return _report_fault(self.capture.faults, path, error)
         self._step = self._step + 1 if step is None else step
         try:
             line = self._encode({"step": self._step, "time": time.time(), **values})
@@ -3104,14 +3114,15 @@ class _Record:
             line = re.sub(_NOT_FINITE, _replace_not_finite, line)
         self._metrics.append_line(line.encode("ascii") + b"\n")
 
-    def _open_metrics(self):
+    def _open_metrics(self, path):
         from json import JSONEncoder
 
-        self._metrics = _OutputFile(os.path.join(self.folder, "metrics.jsonl"), self.capture.faults)
-        self._encode = JSONEncoder(default=_to_json).encode
+        metrics = _OutputFile(path, self.capture.faults)
         if self.number > 1:  # a resumed run counts on
-            steps = re.findall(rb'(?m)^\{"step": (\d+)', _read_file(self._metrics.path))
+            steps = re.findall(rb'(?m)^\{"step": (\d+)', _read_file(path, _UNSAVED_LIMIT))
             self._step = int(steps[-1]) if steps else -1
+        self._encode = JSONEncoder(default=_to_json).encode
+        self._metrics = metrics
 
     def write_end(self, status):
         """Write how and when the attempt ended. STATUS belongs to the newest attempt: maybe another."""
@@ -3152,10 +3163,13 @@ class _Record:
         if len(content) > _SMALLEST_BLOCK:
             tail = content[-_SMALLEST_BLOCK // 2 :].decode("utf-8", "ignore")
             content = f"ERROR\n...{tail}".encode("utf-8")
-        with open(os.path.join(self.folder, "STATUS"), "r+b", buffering=0) as file:
+        descriptor = os.open(os.path.join(self.folder, "STATUS"), _APPEND & ~os.O_APPEND)
+        try:
             # All of RUNNING at once, so that no reader sees a part of it.
-            file.write(content.ljust(len("RUNNING"), b"\n"))
-            file.truncate(len(content))
+            os.write(descriptor, content.ljust(len("RUNNING"), b"\n"))
+            os.ftruncate(descriptor, len(content))
+        finally:
+            os.close(descriptor)
 
 
 # === Experiment ===============================================================
@@ -3349,31 +3363,35 @@ class Experiment:
         given = _check_mapping("summary", {} if summary_dict is None else summary_dict)
         given.update(_check_mapping("summary", values))
         path = os.path.join(self.curexpdir, "summary.json")
-        with _session.lock:
+        try:
+            if not self._merge_summary(path, given):
+                _warn(f"{path} belongs to a later attempt by now: this summary is left out.")
+        except OSError as error:
+            if getattr(error, "path", None) == path:
+                raise
+            raise FolderException(path, f"can't be written: {_explain(error)}.", error.errno) from error
+
+    def _merge_summary(self, path, given):
+        """Add *given* to the file *path*; return False if that belongs to a later attempt."""
+        with _session.summary_lock:
             # What a signal handler adds in the middle of this is written here, too.
-            self._given.append(given)
-            is_outermost = len(self._given) == 1
+            parts = self._summaries
+            parts.append(given)
+            is_outermost = len(parts) == 1
             try:
                 written = 0
-                while written < len(self._given):
-                    written = len(self._given)
-                    if (
-                        self.is_recording
-                        and len(self._record.load_own_metadata()["attempts"]) > self._record.number
-                    ):
-                        _warn(f"{path} belongs to a later attempt by now: this summary is left out.")
-                        return
+                while written < len(parts):
+                    written = len(parts)
+                    if self.is_recording and self._record.is_superseded():
+                        return False
                     summary = _load_mapping(path)
-                    for part in self._given[:written]:
+                    for part in parts[:written]:
                         summary.update(part)
                     _write_file(path, _to_bytes(summary))
-            except OSError as error:
-                if getattr(error, "path", None) == path:
-                    raise
-                raise FolderException(path, f"can't be written: {_explain(error)}.", error.errno) from error
             finally:
                 if is_outermost:
-                    del self._given[:]
+                    del parts[:]
+        return True
 
     def log(self, values: "Optional[Mapping[str, Any]]" = None, step: "Any" = None, **more: "Any") -> None:
         """Append a step of the metrics to metrics.jsonl: log({"loss": 0.3}, step=3) or log(step=3, loss=0.3).
@@ -3429,7 +3447,7 @@ class Experiment:
                 if not record.create(directory, name, args, default_args, undo):
                     _check_resumable(record.folder, args, self.repo_directory, head)
                     record.resume(undo)
-                self._record, self._ended, self._given = record, False, []
+                self._record, self._ended, self._summaries = record, False, []
                 self.curexpdir, self.metadata = record.folder, record.metadata
                 undo.callback(_unwatch, self)
                 _watch(self)
