@@ -417,6 +417,21 @@ def bench_k(bench):
         bench.add("k", f"what a dirty start adds, {files:,} files", "one git status", ratios, 5)
 
 
+def bench_l(bench):
+    """Metrics."""
+    repo = bench.make_repo("l")
+    counts = (0, 100000)
+    commands = {
+        (who, count): (bench.command("log_steps.py", who, count), repo)
+        for who in ("ours", "hand")
+        for count in counts
+    }
+    samples = bench.compare(commands)
+    cost = {who: subtract(samples[who, counts[1]], samples[who, 0]) for who in ("ours", "hand")}
+    what = f"{counts[1]:,} steps of 3 metrics"
+    bench.add("l", what, "`json.dumps` and one write by hand", divide(cost["ours"], cost["hand"]), 1.3)
+
+
 def platform_python(python):
     return (
         subprocess.check_output([python, "-c", "import platform; print(platform.python_version())"])
