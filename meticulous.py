@@ -1011,8 +1011,8 @@ class _Session:
 
     experiments: the open ones, the latest last. is_exiting: whether the process is at its end. hooks: an
     ExitStack that removes what was installed for them.
-    lock: re-entrant because a signal handler may print, log and finish. summary_lock: so that the prints of
-    other threads don't wait while summary.json is written; never asked for while its owner waits for the first.
+    lock: re-entrant because a signal handler may print, log and finish. summary_lock: a second one, so that
+    prints of other threads don't wait while summary.json is written. Its owner never waits for the first.
     """
 
     def __init__(self):
@@ -1954,6 +1954,7 @@ class _OutputFile:
         self.faults = faults
         self.descriptor = _open_to_append(path, os.O_CREAT)
         self.identity = _identify(self.descriptor)
+        self.offset = -1  # of the descriptor, after the last write
         self.holders = 0  # how many are in the middle of something with it
         self.is_leaving = False  # was it closed meanwhile?
         self.bar = b""  # the last lines while they are a progress bar, whose next state may overwrite them
@@ -2024,9 +2025,10 @@ class _OutputFile:
         written = 0
         self.hold()
         try:
-            status = os.fstat(self.descriptor)
-            if not self.unsaved and (status.st_dev, status.st_ino, status.st_nlink > 0) == self.identity:
+            # The offset shows that the descriptor is still ours for a quarter of what fstat() costs.
+            if not self.unsaved and os.lseek(self.descriptor, 0, os.SEEK_CUR) == self.offset:
                 written = os.write(self.descriptor, data)
+                self.offset += written
         except OSError:
             pass  # save() tries once more, and reports it
         finally:
@@ -2045,6 +2047,7 @@ class _OutputFile:
             self.unsaved = data
             raise
         self.unsaved = data[written:]
+        self.offset = os.lseek(self.descriptor, 0, os.SEEK_CUR)
 
     def _open_again(self):
         """Open the file again if the program has closed all descriptors; fail if the file is gone.
@@ -3092,10 +3095,10 @@ class _Record:
         return found
 
     def is_superseded(self):
-        """Return whether another process has begun a later attempt. Raises OSError if the folder is another."""
+        """Return whether a later attempt has begun. Raises OSError if the folder is another by now."""
         return len(self.load_own_metadata()["attempts"]) > self.number
 
-    def log(self, values, step):
+    def log(self, values, step, more):
         """Append a line to metrics.jsonl, by one write(2)."""
         if self._metrics is None:
             path = os.path.join(self.folder, "metrics.jsonl")
@@ -3105,8 +3108,8 @@ class _Record:
                 return _report_fault(self.capture.faults, path, error)
         self._step = self._step + 1 if step is None else step
         try:
-            line = self._encode({"step": self._step, "time": time.time(), **values})
-        except (TypeError, ValueError) as error:
+            line = self._encode({"step": self._step, "time": time.time(), **values, **more})
+        except (TypeError, ValueError, RecursionError) as error:
             raise InvalidArgsException(
                 f"The metrics of step {self._step} can't be written as JSON: {error}."
             ) from None
@@ -3121,7 +3124,7 @@ class _Record:
         if self.number > 1:  # a resumed run counts on
             steps = re.findall(rb'(?m)^\{"step": (\d+)', _read_file(path, _UNSAVED_LIMIT))
             self._step = int(steps[-1]) if steps else -1
-        self._encode = JSONEncoder(default=_to_json).encode
+        self._encode = JSONEncoder(default=_to_json, check_circular=False).encode
         self._metrics = metrics
 
     def write_end(self, status):
@@ -3402,7 +3405,7 @@ class Experiment:
         if not self.is_recording:
             return
         with _session.lock:
-            self._record.log({**(values or {}), **more}, step)
+            self._record.log(values or {}, step, more)
 
     def open(self, file: "Any", mode: str = "r", *args: "Any", **kwargs: "Any") -> "IO[Any]":
         """Open *file* like the builtin open(), relative paths inside the experiment's folder."""
