@@ -435,19 +435,21 @@ def _claim_path(directory, number):
 
 
 def _claim_id(directory, number):
-    """Claim the integer id *number*; return whether it was not given out before."""
+    """Claim the integer id *number*; return the file server's time, None if it was given out before."""
     try:
-        os.close(os.open(_claim_path(directory, number), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        return True
+        file = os.open(_claim_path(directory, number), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     except FileExistsError:
-        return False
+        return None
+    now = os.fstat(file).st_mtime
+    os.close(file)
+    return now
 
 
-def _claim_ids(directory, undo):
+def _claim_ids(directory, undo, own=""):
     """Yield integer ids that only the caller has claimed, the next free one first.
 
     A claim outlives its folder, so that no id is given out twice, and is swept after an hour. The ExitStack
-    *undo* is to give them back.
+    *undo* is to give them back. *own* is the hidden folder that is to get one.
     """
     listed_at = time.monotonic()
     largest, hidden = _list_ids(directory)
@@ -455,7 +457,8 @@ def _claim_ids(directory, undo):
     while True:
         number += 1
         # After losing, try the next number: network file systems may answer a second listing from a cache.
-        if not _claim_id(directory, number):
+        now = _claim_id(directory, number)
+        if now is None:
             continue
         if time.monotonic() - listed_at > _HIDDEN_LIFE_S / 2:
             # This process was stopped so long that claims it has not listed may have been swept already.
@@ -466,8 +469,8 @@ def _claim_ids(directory, undo):
         path = _claim_path(directory, number)
         undo.callback(_remove_file, path)
         # The memory of the largest id that was given out, should this one be given back.
-        memory = os.path.basename(_claim_path(directory, largest))
-        _sweep(os.fsencode(directory), [name for name in hidden if name != memory], os.stat(path).st_mtime)
+        kept = os.path.basename(_claim_path(directory, largest)), os.fsencode(os.path.basename(own))
+        _sweep(os.fsencode(directory), [name for name in hidden if name not in kept], now)
         yield number
 
 
@@ -1967,7 +1970,7 @@ class _OutputFile:
 
     def add(self, data, is_last=False):
         """Take bytes to be saved, but hold back a progress bar until it is complete or was long unseen."""
-        has_moved = self.has_moved or re.search(_UP, data) is not None
+        has_moved = self.has_moved or (b"\x1b[" in data and re.search(_UP, data) is not None)
         if not (self.bar or has_moved or b"\r" in data):
             return self._add_lines(data)
         now = time.monotonic()
@@ -2370,14 +2373,13 @@ class _ExitCode:
 
     open_copies: how many of them have open experiments. frame: the one whose end is the program's.
     asked: the STATUS for the code, once Python has asked a SystemExit for it.
-    raised: the instruction of *frame*, and the STATUS, of the latest sys.exit().
-    called: the same of the latest SystemExit that *frame* itself made.
+    made: the instructions of *frame* that may have raised the latest SystemExit, and its STATUS.
     last_cell: the result of IPython's last cell.
     """
 
     def __init__(self):
         self.open_copies = 0
-        self.frame = self.asked = self.raised = self.called = self.last_cell = None
+        self.frame = self.asked = self.made = self.last_cell = None
         self.is_launched = self.is_shell = False
 
 
@@ -2419,7 +2421,7 @@ def _wrap_exit(owner, name):
                 raise
             exit = _Exit(*error.args)
             if _exit_code.is_launched or _exit_code.is_shell:
-                _exit_code.raised = _exit_code.frame.f_lasti, _exit_text(error.code, error.__context__)
+                _exit_code.made = (_exit_code.frame.f_lasti,), _exit_text(error.code, error.__context__)
         raise exit  # not above, where the other one would be its __context__
 
     vars(exit_noticed)["exit_code"] = _exit_code
@@ -2526,7 +2528,7 @@ def _notice_calls(code, undo):
         # 8 bytes on are the call and its cache. SystemExit(0, 1) has a code of its own.
         if code.co_code[offset + 1] < 2:
             argument = None if argument is monitoring.MISSING else argument
-            _exit_code.called = (offset, offset + 8), _exit_text(argument, sys.exc_info()[1])
+            _exit_code.made = (offset, offset + 8), _exit_text(argument, sys.exc_info()[1])
 
     events = monitoring.events
     monitoring.use_tool_id(_TOOL, "meticulous")
@@ -2608,28 +2610,18 @@ def _watch_cells(undo):
         undo.callback(_try, shell.events.unregister, "post_run_cell", note)
 
 
-def _describe_last_cell():
-    """Return the STATUS of an IPython shell or notebook, whose last cell counts; None elsewhere."""
-    result = _exit_code.last_cell
-    if result is None:
-        return None
-    error = result.error_in_exec or result.error_before_exec
-    return "SUCCESS" if error is None else _exception_text(type(error), error, error.__traceback__)
-
-
 def _describe_program_ending():
     """Return the STATUS for the end of the program."""
     code, frame = _exit_code, _exit_code.frame
     if frame is not None and code.is_launched and _has_returned(frame):
         return "SUCCESS"  # whatever the launcher does next
-    status = code.asked
-    if status in (None, "SUCCESS"):
-        status = _describe_last_cell() or status
-    if status or frame is None:
-        return (
-            status
-            or "ERROR\nPython ran inside another program, which does not show how it ended: call finish()."
-        )
+    if code.asked in (None, "SUCCESS") and code.last_cell:
+        error = code.last_cell.error_in_exec or code.last_cell.error_before_exec
+        return _exception_text(type(error), error, error.__traceback__) if error else "SUCCESS"
+    if code.asked:
+        return code.asked
+    if frame is None:
+        return "ERROR\nPython ran inside another program, which does not show how it ended: call finish()."
     # Python sets it before it calls the excepthook. Others (pytest, IPython) set it too, but to one that
     # begins where they caught the exception, deeper than the main module.
     tb: "Any" = getattr(sys, "last_traceback", None)
@@ -2639,11 +2631,8 @@ def _describe_program_ending():
         return _exception_text(sys.last_type, sys.last_value, tb)
     if _has_returned(frame):
         return "SUCCESS"
-    for instructions, status in filter(
-        None, [code.raised and ((code.raised[0],), code.raised[1]), code.called]
-    ):
-        if frame.f_lasti in instructions:
-            return status
+    if code.made and frame.f_lasti in code.made[0]:
+        return code.made[1]
     place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
     if code.is_launched or code.is_shell:
         return f"ERROR\nAn exception left {place}; the program that runs it caught it, and shows what it was."
@@ -2730,11 +2719,11 @@ def _set_signals(undo):
     import signal
 
     # signal.getsignal() does not know of handlers in C, for example of a user's faulthandler.register().
-    caught = re.findall(r"SigCgt:\s*(\w+)", _read_text("/proc/self/status")) or ["0"]
+    caught = int(_read_text("/proc/self/status").partition("SigCgt:")[2][:17] or "0", 16)
     for signum in (signal.SIGTERM, signal.SIGHUP):
         handler = signal.getsignal(signum)
         # Ours is left from before, if the last finish() was in a thread.
-        if handler is _die_of or (handler is signal.SIG_DFL and not int(caught[0], 16) >> (signum - 1) & 1):
+        if handler is _die_of or (handler is signal.SIG_DFL and not caught >> (signum - 1) & 1):
             try:
                 signal.signal(signum, _die_of)
             except ValueError:
@@ -3009,11 +2998,11 @@ class _Record:
             self.capture = _Capture(hidden)
             discard.callback(self.capture.close)
             if name is None:
-                numbers = _claim_ids(directory, discard)
+                numbers = _claim_ids(directory, discard, hidden)
                 while not self._rename(hidden, os.path.join(directory, str(next(numbers)))):
                     pass  # a folder that somebody made without a claim
             else:
-                if re.fullmatch("[0-9]+", name) and _claim_id(directory, int(name)):
+                if re.fullmatch("[0-9]+", name) and _claim_id(directory, int(name)) is not None:
                     discard.callback(_remove_file, _claim_path(directory, int(name)))
                 if not self._rename(hidden, os.path.join(directory, name)):
                     return False
@@ -3056,10 +3045,10 @@ class _Record:
         }
         self.capture = _Capture(self.folder)
         undo.callback(self.capture.close)
-        undo.callback(
-            self._restore,
-            {name: _read_if_there(os.path.join(self.folder, name)) for name in ("STATUS", "metadata.json")},
-        )
+        for name in ("STATUS", "metadata.json"):
+            content = _read_if_there(os.path.join(self.folder, name))
+            if content is not None:
+                undo.callback(_try, self._write, name, content)
         # Before metadata tells of a new attempt: killed in between, it must not look as ended as the old one.
         self._write("STATUS", b"RUNNING")
         self._write("metadata.json", _to_bytes(self.metadata))
@@ -3077,14 +3066,6 @@ class _Record:
 
     def _write(self, name, content):
         _write_file(os.path.join(self.folder, name), content)
-
-    def _restore(self, contents):
-        for name, content in contents.items():
-            try:
-                if content is not None:
-                    self._write(name, content)
-            except OSError:
-                pass  # the error that made us restore it tells more
 
     def load_own_metadata(self):
         """Return what metadata.json holds now. Raises OSError if the folder is another by now."""
