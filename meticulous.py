@@ -1958,8 +1958,8 @@ class _OutputFile:
         self.descriptor = _open_to_append(path, os.O_CREAT)
         self.identity = _identify(self.descriptor)
         self.offset = -1  # of the descriptor, after the last write
-        self.holders = 0  # how many are in the middle of something with it
-        self.is_leaving = False  # was it closed meanwhile?
+        self.holders = 0  # how many are in the middle of writing to it
+        self.is_closed = False
         self.bar = b""  # the last lines while they are a progress bar, whose next state may overwrite them
         self.bar_since = 0.0
         self.has_moved = False  # has the cursor moved up since the bar was last saved?
@@ -1995,21 +1995,23 @@ class _OutputFile:
             self.in_line = not data.endswith(b"\n")
             self.unsaved += data
 
-    def hold(self):
-        """Keep the file open until release(), because a signal handler may finish the experiment meanwhile.
-
-        Without this, what is being written would land in the next file that gets the descriptor's number.
-        """
-        self.holders += 1
-
     def release(self):
+        """Close the file if a signal handler has finished the experiment in the middle of a write.
+
+        Not sooner: what is being written would land in the next file that gets the descriptor's number.
+        """
         self.holders -= 1
-        if self.is_leaving:
-            self.close()
+        if self.is_closed and not self.holders:
+            try:
+                found = _identify(self.descriptor)
+                if found and found[:2] == self.identity[:2]:
+                    os.close(self.descriptor)
+            except OSError as error:  # a network file system may report only now that a write has failed
+                _report_fault(self.faults, self.path, error)
 
     def save(self):
         """Write what was added. What can't be written now is kept for a later call, up to a limit."""
-        self.hold()
+        self.holders += 1
         try:
             while self.unsaved:
                 self._open_again()
@@ -2026,7 +2028,7 @@ class _OutputFile:
     def append_line(self, data):
         """Write a complete line at once, by one write(2), if nothing waits to be saved before it."""
         written = 0
-        self.hold()
+        self.holders += 1
         try:
             # The offset shows that the descriptor is still ours for a quarter of what fstat() costs.
             if not self.unsaved and os.lseek(self.descriptor, 0, os.SEEK_CUR) == self.offset:
@@ -2065,17 +2067,11 @@ class _OutputFile:
 
     def close(self):
         """Save what was added and close the file, unless the program has closed it and opened another."""
-        self.is_leaving = self.holders > 0
-        if self.is_leaving:
-            return
+        self.holders += 1
         self.add(b"", is_last=True)
         self.save()
-        try:
-            found = _identify(self.descriptor)
-            if found and found[:2] == self.identity[:2]:
-                os.close(self.descriptor)
-        except OSError as error:  # a network file system may report only now that a write has failed
-            _report_fault(self.faults, self.path, error)
+        self.is_closed = True
+        self.release()
 
 
 def _report_fault(faults, path, error):
@@ -2206,26 +2202,16 @@ class _Recorder:
         lock = _session.lock
         if not lock.acquire(is_waiting and not _session.is_exiting):
             return
-        try:
-            if not self.is_flushing:
-                self._flush_pending()
-        finally:
-            lock.release()
-
-    def _flush_pending(self):
-        files = self.files[:]
+        files, is_first = self.files[:], not self.is_flushing
         try:
             self.is_flushing = True
             _session.hold()
-            for file in files:
-                file.hold()
-            while self.pending:
+            while is_first and self.pending:
                 self._save_pending(files)
         finally:
-            self.is_flushing = False
-            for file in files:
-                file.release()
+            self.is_flushing = not is_first
             _session.release()
+            lock.release()
 
     def _save_pending(self, files):
         parts = self.pending[:]
@@ -2306,11 +2292,16 @@ class _Capture:
         self._recorders: "Dict[str, Any]" = {}
         self._files: "Dict[str, Any]" = {}
         try:
-            for name in ("stdout", "stderr"):
-                self._files[name] = _OutputFile(os.path.join(folder, name), self.faults)
+            self.open(os.path.join(folder, "stdout"))
+            self.open(os.path.join(folder, "stderr"))
         except OSError:
             self.close()
             raise
+
+    def open(self, path):
+        """Open one more file that is appended to until close(), and return it."""
+        file = self._files[os.path.basename(path)] = _OutputFile(path, self.faults)
+        return file
 
     def start(self, folder):
         """Record from now on; the files are in *folder* by now."""
@@ -2997,15 +2988,12 @@ class _Record:
                 _create_file(os.path.join(hidden, "snapshot.patch"), self._head.patch)
             self.capture = _Capture(hidden)
             discard.callback(self.capture.close)
-            if name is None:
-                numbers = _claim_ids(directory, discard, hidden)
-                while not self._rename(hidden, os.path.join(directory, str(next(numbers)))):
-                    pass  # a folder that somebody made without a claim
-            else:
-                if re.fullmatch("[0-9]+", name) and _claim_id(directory, int(name)) is not None:
-                    discard.callback(_remove_file, _claim_path(directory, int(name)))
-                if not self._rename(hidden, os.path.join(directory, name)):
-                    return False
+            names = [name] if name else map(str, _claim_ids(directory, discard, hidden))
+            if name and re.fullmatch("[0-9]+", name) and _claim_id(directory, int(name)) is not None:
+                discard.callback(_remove_file, _claim_path(directory, int(name)))
+            # A number may be taken by a folder that somebody made without a claim.
+            if not any(self._rename(hidden, os.path.join(directory, each)) for each in names):
+                return False
             discard.callback(_remove_folder, self.folder)
             undo.push(discard.pop_all())
         return True
@@ -3101,7 +3089,7 @@ class _Record:
     def _open_metrics(self, path):
         from json import JSONEncoder
 
-        metrics = _OutputFile(path, self.capture.faults)
+        metrics = self.capture.open(path)
         if self.number > 1:  # a resumed run counts on
             steps = re.findall(rb'(?m)^\{"step": (\d+)', _read_file(path, _UNSAVED_LIMIT))
             self._step = int(steps[-1]) if steps else -1
@@ -3110,9 +3098,6 @@ class _Record:
 
     def write_end(self, status):
         """Write how and when the attempt ended. STATUS belongs to the newest attempt: maybe another."""
-        if self._metrics is not None:
-            self._metrics.close()
-            self._metrics = None
         _try(self._head.proof.check)  # of what was loaded since; it fails where git can't be run any more
         found = self.load_own_metadata()
         attempts = found["attempts"]
