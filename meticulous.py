@@ -2639,7 +2639,7 @@ def _describe_ending():
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         try:
-            if stream is not None and not getattr(stream, "closed", False):
+            if not getattr(stream, "closed", stream is None):
                 stream.flush()
         except KeyboardInterrupt:
             pass  # of a user who does not want to wait for it, which need not mean that it fails
@@ -2867,11 +2867,12 @@ _SMALLEST_BLOCK = 1024  # bytes; a file that is not empty has room for so many
 def _find_differences(recorded, current):
     """Describe in words how two dicts of plain JSON differ."""
     differences = []
-    in_both = recorded.keys() & current.keys()
-    for name in sorted(in_both) + sorted(recorded.keys() ^ current.keys()):
-        was, now = (repr(args[name]) if name in args else "not there" for args in (recorded, current))
+    missing = object()
+    for name in sorted(recorded.keys() & current.keys()) + sorted(recorded.keys() ^ current.keys()):
+        values = [args.get(name, missing) for args in (recorded, current)]
+        was, now = ("not there" if value is missing else repr(value) for value in values)
         # By their texts too, because NaN differs from itself.
-        if was != now and ("not there" in (was, now) or recorded[name] != current[name]):
+        if was != now and values[0] != values[1]:
             differences.append(f"{name!r} was {was}, now {now}")
     return differences
 
@@ -2903,13 +2904,15 @@ def _list_attempts(folder, metadata, last_sign):
     """
     only = {key: metadata[key] for key in ("start-time", "end-time", "command") if key in metadata}
     attempts = _get_attempts(metadata) or [only]
-    if "ended" not in attempts[-1]:
+    last = attempts[-1]
+    if "ended" not in last:
         status = (_read_if_there(os.path.join(folder, "STATUS")) or b"UNKNOWN").decode("utf-8", "replace")
-        attempts[-1]["ended"] = "DEAD" if status == "RUNNING" else _summarize_status(status)
-        if status == "RUNNING" and last_sign is not None:
-            attempts[-1]["end-time"] = _local_time(last_sign)
-            if "start-epoch" in attempts[-1]:
-                attempts[-1]["duration-seconds"] = round(last_sign - attempts[-1]["start-epoch"], 6)
+        is_dead = status == "RUNNING"
+        last["ended"] = "DEAD" if is_dead else _summarize_status(status)
+        if is_dead and last_sign is not None:
+            last["end-time"] = _local_time(last_sign)
+            if "start-epoch" in last:
+                last["duration-seconds"] = round(last_sign - last["start-epoch"], 6)
     return attempts
 
 
@@ -3106,9 +3109,7 @@ class _Record:
             # STATUS first: killed in between, the record tells how the run ended, though not when.
             self._write_status(status.encode("utf-8", "backslashreplace"))
         end, duration = {"end-time": _local_time()}, round(time.monotonic() - self._clock, 6)
-        self.attempt.update(end)
-        self.attempt["duration-seconds"] = duration
-        self.attempt["ended"] = _summarize_status(status)
+        self.attempt.update(end, ended=_summarize_status(status), **{"duration-seconds": duration})
         attempts[self.number - 1] = self.attempt
         if is_newest:
             cpu_s, peak = _measure_usage()
