@@ -2179,13 +2179,6 @@ class _Recorder:
             frame = frame.f_back
         return False
 
-    def remove_file(self, file):
-        """Record in *file* no more; after the last one, give the stream back."""
-        self.flush()
-        self.files.remove(file)
-        if not self.files:
-            self.remove_patches()
-
     def flush_line(self, text):
         """Flush if *text* ended a line or moved a progress bar, or much has come without."""
         if (
@@ -2229,13 +2222,6 @@ class _Recorder:
         used = min(lines * _LINE_S, _SAVED_S / 2)
         self.used_until = min(max(self.used_until, now - _SAVED_S) + used, now + _LINE_S)
         self.due = now + _FLOOD_INTERVAL_S if self.used_until > now else 0.0
-
-    def forget(self):
-        """In a forked child, drop what the parent writes."""
-        self.is_flushing = False
-        del self.pending[:]
-        for file in self.files:
-            file.bar, file.unsaved, file.holders = b"", bytearray(), 0
 
 
 def _encode_parts(parts):
@@ -2333,16 +2319,24 @@ class _Capture:
                 file.save()
 
     def forget(self):
+        """In a forked child, drop what the parent writes."""
         for recorder in self._recorders.values():
-            recorder.forget()
+            recorder.is_flushing = False
+            del recorder.pending[:]
+        for file in self._files.values():
+            file.bar, file.unsaved, file.holders = b"", bytearray(), 0
 
     def close(self):
         """End this recording, and give the streams back if it was the last. Again: nothing."""
         with _session.lock:
             files, self._files = self._files, {}
             for name, file in files.items():
-                if name in self._recorders:
-                    self._recorders[name].remove_file(file)
+                recorder = self._recorders.get(name)
+                if recorder:
+                    recorder.flush()
+                    recorder.files.remove(file)
+                    if not recorder.files:
+                        recorder.remove_patches()
                 file.close()
 
 
@@ -2745,17 +2739,17 @@ def _set_hooks():
     for owner, name in _list_exits():
         _wrap_exit(owner, name)
     hooks.callback(_release_exit_code)
+    describe = _describe_ending
     if _is_multiprocessing_child():
         from multiprocessing.util import Finalize
 
         # Before Python 3.13 such a child runs no atexit handlers.
-        hooks.callback(Finalize(None, _end_all, [_describe_child_ending], exitpriority=0).cancel)
-        atexit.register(_end_all, _describe_child_ending)
-    else:
-        atexit.register(_end_all, _describe_ending)
-        if _exit_code.frame is not None:
-            _notice_calls(_exit_code.frame.f_code, hooks)
+        describe = _describe_child_ending
+        hooks.callback(Finalize(None, _end_all, [describe], exitpriority=0).cancel)
+    elif _exit_code.frame is not None:
+        _notice_calls(_exit_code.frame.f_code, hooks)
         _watch_cells(hooks)
+    atexit.register(_end_all, describe)
     hooks.callback(atexit.unregister, _end_all)
     # The first process of a container ignores a signal whose action is the default one.
     if not _WINDOWS and os.getpid() != 1:
