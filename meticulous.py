@@ -2794,19 +2794,16 @@ def _watch_forks():
     import signal
     from threading import get_ident
 
-    masks = {}
+    signals, blocked = {signal.SIGTERM, signal.SIGHUP}, {}
 
     def prepare():
-        if _session.experiments:
-            for experiment in _session.experiments[:]:
-                experiment._record.capture.flush(is_waiting=False)
-            # Python drops a signal that our handler catches in a child before that has come to forget().
-            masks[get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGHUP))
+        for experiment in _session.experiments[:]:
+            experiment._record.capture.flush(is_waiting=False)
+        # Python drops a signal that our handler catches in a child before that has come to forget().
+        blocked[get_ident()] = signals - signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 
     def unblock():
-        mask = masks.pop(get_ident(), None)
-        if mask is not None:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked.pop(get_ident(), ()))
 
     def forget():
         global _session
@@ -3019,10 +3016,12 @@ class _Record:
         undo.callback(_remove_folder, _attempt_path(self.folder, self.number))
         old = _load_mapping(path)
         attempts = _list_attempts(self.folder, old, last_sign)
+        for key in ("end-time", "usage"):
+            old.pop(key, None)
         if attempts[-1].get("host", self.attempt["host"]) != self.attempt["host"]:
             self._replace_streams()
         self.metadata = {
-            **{key: value for key, value in old.items() if key not in ("end-time", "usage")},
+            **old,
             **self.metadata,
             "description": self.metadata["description"] or old.get("description", ""),
             "start-time": old.get("start-time", self.attempt["start-time"]),
