@@ -2030,7 +2030,7 @@ class _OutputFile:
         written = 0
         self.holders += 1
         try:
-            # The offset shows that the descriptor is still ours for a quarter of what fstat() costs.
+            # A file that got our descriptor's number since has another offset. fstat(2) costs far more.
             if not self.unsaved and os.lseek(self.descriptor, 0, os.SEEK_CUR) == self.offset:
                 written = os.write(self.descriptor, data)
                 self.offset += written
@@ -3085,12 +3085,11 @@ class _Record:
     def _open_metrics(self, path):
         from json import JSONEncoder
 
-        metrics = self.capture.open(path)
-        if self.number > 1:  # a resumed run counts on
+        self._encode = JSONEncoder(default=_to_json, check_circular=False).encode
+        if self.number > 1 and os.path.exists(path):  # a resumed run counts on
             steps = re.findall(rb'(?m)^\{"step": (\d+)', _read_file(path, _UNSAVED_LIMIT))
             self._step = int(steps[-1]) if steps else -1
-        self._encode = JSONEncoder(default=_to_json, check_circular=False).encode
-        self._metrics = metrics
+        self._metrics = self.capture.open(path)
 
     def write_end(self, status):
         """Write how and when the attempt ended. STATUS belongs to the newest attempt: maybe another."""
@@ -3359,8 +3358,8 @@ class Experiment:
     def log(self, values: "Optional[Mapping[str, Any]]" = None, step: "Any" = None, **more: "Any") -> None:
         """Append a step of the metrics to metrics.jsonl: log({"loss": 0.3}, step=3) or log(step=3, loss=0.3).
 
-        step: a number; one more than the last if it is left out, from 0. NaN is stored as null. A full disk, or a
-        file that can't be opened, is a warning. Raises InvalidArgsException for what has no form in JSON.
+        step: a number; one more than the last if it is left out, from 0. NaN is stored as null. A full disk, or
+        a file that can't be opened, is a warning. Raises InvalidArgsException for what has no form in JSON.
         """
         if not self.is_recording:
             return
