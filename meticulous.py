@@ -3358,8 +3358,8 @@ class Experiment:
     def log(self, values: "Optional[Mapping[str, Any]]" = None, step: "Any" = None, **more: "Any") -> None:
         """Append a step of the metrics to metrics.jsonl: log({"loss": 0.3}, step=3) or log(step=3, loss=0.3).
 
-        step: a number; one more than the last if it is left out, from 0. NaN is stored as null. A full disk, or
-        a file that can't be opened, is a warning. Raises InvalidArgsException for what has no form in JSON.
+        step: a number; one more than the last if left out, from 0. NaN is stored as null. A full disk, or a
+        file that can't be opened, is a warning. Raises InvalidArgsException for what has no form in JSON.
         """
         if not self.is_recording:
             return
