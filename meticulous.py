@@ -3240,9 +3240,9 @@ class Experiment:
         try:
             allow_dirty = allow_dirty or _is_set("METICULOUS_ALLOW_DIRTY")
             self._start(name, args, default_args, description or "", allow_dirty)
+        except MeticulousException:
+            raise
         except OSError as error:
-            if isinstance(error, MeticulousException):
-                raise
             raise _explain_refused_write(error, self.experiments_directory) from error
 
     @staticmethod
