@@ -1116,6 +1116,9 @@ _GIT_COMMAND = [
     "-c", "commit.gpgSign=false", "-c", "user.useConfigOnly=true",
 ]  # fmt: skip
 _LOCK_TRIES = 200  # one every 50 ms, while another git process holds a lock
+# `git reset` of another start may read HEAD, be overtaken, and then put the older .gitignore into the index:
+# test_starts_with_different_directories_add_all_lines.
+_FINISH_TRIES = 20
 
 
 def _git(arguments, directory, stdin=b"", meanwhile=None, **variables):
@@ -1176,7 +1179,8 @@ def _explain_refusal(answer, directory):
         what = "belongs to another user, so git doesn't read it"
         remedy = f"If you trust it, run `{trust.group().strip()}`"
     elif lost:
-        what = f"is a work tree or submodule whose repository is not there: {lost.group(1)}"
+        what = "is a work tree or submodule whose repository is not there"
+        what += f": {lost.group(1)}" if "null" not in lost.group(1) else ""  # git 2.55 doesn't name it
         remedy = "Bring that back (`git worktree repair` if it was moved)"
     elif "not a git repository" in reason.lower():
         what = f"is not in a git repository ({reason})"
@@ -1479,16 +1483,23 @@ def _finish_commit(work_tree, head):
     return True
 
 
-def _differs_only_by_our_commits(work_tree, recorded_sha, head):
-    """Return whether *head* comes after *recorded_sha* by nothing but commits of ours to .gitignore."""
-    command = ["rev-list", "--format=%P%n%s", f"{recorded_sha}..{head.sha}"]
-    ours = rf"(commit \w+\n(\w+)\n{_IGNORE_MESSAGE}\n)+".encode()
-    chain = re.fullmatch(ours, _git(command, work_tree).stdout)
-    if chain is None or chain.group(2).decode() != recorded_sha:
-        return False
-    return (
-        _git(["diff-tree", "-z", "--name-only", recorded_sha, head.sha], work_tree).stdout == b".gitignore\0"
+def _differs_only_by_our_commits(work_tree, recorded, head):
+    """Return whether *head* comes after the *recorded* metadata by nothing but commits of ours to .gitignore.
+
+    If both are snapshots, these commits are between the commits below them.
+    """
+    old, new = str(recorded.get("githead-sha")), head.sha
+    snapshots = recorded.get("snapshot"), head.snapshot
+    old_base, new_base = (
+        snapshot["head"] if isinstance(snapshot, dict) and "head" in snapshot else sha
+        for sha, snapshot in zip((old, new), snapshots)
     )
+    ours = rf"(commit \w+\n(\w+)\n{_IGNORE_MESSAGE}\n)+".encode()
+    output = _git(["rev-list", "--format=%P%n%s", f"{old_base}..{new_base}"], work_tree).stdout
+    chain = re.fullmatch(ours, output)
+    if chain is None or chain.group(2).decode() != old_base:
+        return False
+    return _git(["diff-tree", "-r", "-z", "--name-only", old, new], work_tree).stdout == b".gitignore\0"
 
 
 # === Code =====================================================================
@@ -1561,15 +1572,16 @@ def _write_work_tree(work_tree, index, names):
     return _ask_git(["write-tree", "--missing-ok"], work_tree, b".", GIT_INDEX_FILE=index).decode().strip()
 
 
-def _take_snapshot(work_tree, head):
+def _take_snapshot(work_tree, head, directory):
     """Commit the work tree as it is, on top of *head*, and have *head* describe that commit.
 
-    The user's index, branch, stash and files stay as they are: git works on a copy of the index.
+    The user's index, branch, stash and files stay as they are: git works on a copy of the index. It is in the
+    experiments *directory*, where the next start removes what a killed one left.
     """
     left_out = _leave_out(os.fsencode(work_tree), head.changed)
     files = [name for name in head.changed if name not in left_out]
     index = os.path.join(_find_git_directory(work_tree), "index")
-    copy = f"{index}.{_unique_name()}"
+    copy = os.path.join(directory, _BUILD_PREFIX + _unique_name())
     times = os.stat(index)
     try:
         with open(copy, "xb") as file:
@@ -1588,7 +1600,9 @@ def _take_snapshot(work_tree, head):
     command = ["commit-tree", tree, "-p", head.sha, "-m", _SNAPSHOT_MESSAGE]
     output = _ask_git(command, work_tree, b".", meanwhile=make_patch, **_SNAPSHOT_AUTHOR)
     head.snapshot = {"head": head.sha, "files": files, "left-out": left_out, "complete": not left_out}
-    head.sha, head.message, head.trees = output.decode().strip(), f"{_SNAPSHOT_MESSAGE}\n", {}
+    head.sha, head.message = output.decode().strip(), f"{_SNAPSHOT_MESSAGE}\n"
+    changed = {os.path.dirname(name) for name in files}
+    head.trees = {folder: tree for folder, tree in head.trees.items() if folder not in changed}
     _ask_git(["update-ref", f"refs/meticulous/{head.sha}", head.sha], work_tree)
 
 
@@ -1726,7 +1740,8 @@ def _prepare_repository(work_tree, experiments_directory, make_directory, allow_
     Its attributes: sha, message, work_tree (git's own idea of it), proof; and with *allow_dirty* snapshot and
     patch, None and b"" if nothing differs.
     """
-    path, finished = _find_ignorable_path(work_tree, experiments_directory), None
+    path = _find_ignorable_path(work_tree, experiments_directory)
+    finished: "List[str]" = []
     proof = _CodeProof(work_tree, experiments_directory)
     while True:
         # Asked before HEAD is read, so that the commit is in HEAD if the line is in the file.
@@ -1736,9 +1751,9 @@ def _prepare_repository(work_tree, experiments_directory, make_directory, allow_
             return _prepare_repository(
                 _ask_top(work_tree), experiments_directory, make_directory, allow_dirty
             )
-        if _IGNORE_FILE in head.changed and head.sha != finished:
+        if _IGNORE_FILE in head.changed and finished.count(head.sha) < _FINISH_TRIES:
             # HEAD is asked for last: what the next commit brings is not a change of the user's.
-            finished = head.sha
+            finished.append(head.sha)
             if _finish_commit(work_tree, head) or _has_moved(work_tree, head):
                 continue
         if head.changed and not allow_dirty:
@@ -1746,7 +1761,7 @@ def _prepare_repository(work_tree, experiments_directory, make_directory, allow_
         make_directory()  # before the commit, and once more after it, which changes nothing
         if is_ignored:
             if head.changed:
-                _take_snapshot(work_tree, head)
+                _take_snapshot(work_tree, head, experiments_directory)
             head.proof, proof.head = proof, head
             return head
         if _commit_line(work_tree, head, _escape_pattern(path), experiments_directory):
@@ -2876,8 +2891,9 @@ def _check_resumable(folder, args, work_tree, head):
     differences = _find_differences(_load_mapping(os.path.join(folder, "args.json")), args)
     if differences:
         raise MismatchedArgsException(folder, differences)
-    recorded = str(_load_mapping(os.path.join(folder, "metadata.json")).get("githead-sha"))
-    if recorded != head.sha and not _differs_only_by_our_commits(work_tree, recorded, head):
+    metadata = _load_mapping(os.path.join(folder, "metadata.json"))
+    recorded = str(metadata.get("githead-sha"))
+    if recorded != head.sha and not _differs_only_by_our_commits(work_tree, metadata, head):
         raise MismatchedCommitException(folder, recorded, head.sha)
 
 
@@ -4918,12 +4934,12 @@ def _copy_repository(work_tree, copy, sha):
     config = json.dumps(os.path.join(inside, "config"), ensure_ascii=False)
     files = {
         "HEAD": sha,
-        "refs/.keep": "",
         "objects/info/alternates": os.path.join(inside, "objects"),
         "config": f"{_SHA256 * (len(sha) == 64)}[include]\n\tpath = {config}",
         "info/exclude": "*",  # what is added is not a change, also to a script that allows them
         _ORIGINAL: work_tree,
     }
+    os.makedirs(os.path.join(copy, ".git", "refs"))
     for name, text in files.items():
         path = os.path.join(copy, ".git", name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
