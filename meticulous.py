@@ -435,19 +435,21 @@ def _claim_path(directory, number):
 
 
 def _claim_id(directory, number):
-    """Claim the integer id *number*; return whether it was not given out before."""
+    """Claim the integer id *number*; return the file server's time, None if it was given out before."""
     try:
-        os.close(os.open(_claim_path(directory, number), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        return True
+        file = os.open(_claim_path(directory, number), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     except FileExistsError:
-        return False
+        return None
+    now = os.fstat(file).st_mtime
+    os.close(file)
+    return now
 
 
-def _claim_ids(directory, undo):
+def _claim_ids(directory, undo, own=""):
     """Yield integer ids that only the caller has claimed, the next free one first.
 
     A claim outlives its folder, so that no id is given out twice, and is swept after an hour. The ExitStack
-    *undo* is to give them back.
+    *undo* is to give them back. *own* is the hidden folder that is to get one.
     """
     listed_at = time.monotonic()
     largest, hidden = _list_ids(directory)
@@ -455,7 +457,8 @@ def _claim_ids(directory, undo):
     while True:
         number += 1
         # After losing, try the next number: network file systems may answer a second listing from a cache.
-        if not _claim_id(directory, number):
+        now = _claim_id(directory, number)
+        if now is None:
             continue
         if time.monotonic() - listed_at > _HIDDEN_LIFE_S / 2:
             # This process was stopped so long that claims it has not listed may have been swept already.
@@ -466,8 +469,8 @@ def _claim_ids(directory, undo):
         path = _claim_path(directory, number)
         undo.callback(_remove_file, path)
         # The memory of the largest id that was given out, should this one be given back.
-        memory = os.path.basename(_claim_path(directory, largest))
-        _sweep(os.fsencode(directory), [name for name in hidden if name != memory], os.stat(path).st_mtime)
+        kept = os.path.basename(_claim_path(directory, largest)), os.fsencode(os.path.basename(own))
+        _sweep(os.fsencode(directory), [name for name in hidden if name not in kept], now)
         yield number
 
 
@@ -1011,13 +1014,14 @@ class _Session:
 
     experiments: the open ones, the latest last. is_exiting: whether the process is at its end. hooks: an
     ExitStack that removes what was installed for them.
-    lock: the one lock of this module, re-entrant because a signal handler may print, log and finish.
+    lock: re-entrant because a signal handler may print, log and finish. summary_lock: a second one, so that
+    prints of other threads don't wait while summary.json is written. Its owner never waits for the first.
     """
 
     def __init__(self):
         from _thread import RLock  # what threading.RLock() returns, without importing threading
 
-        self.lock = RLock()
+        self.lock, self.summary_lock = RLock(), RLock()
         self.experiments = []
         self.hooks = None
         self.is_exiting = False
@@ -1968,8 +1972,9 @@ class _OutputFile:
         self.faults = faults
         self.descriptor = _open_to_append(path, os.O_CREAT)
         self.identity = _identify(self.descriptor)
-        self.holders = 0  # how many are in the middle of something with it
-        self.is_leaving = False  # was it closed meanwhile?
+        self.offset = -1  # of the descriptor, after the last write
+        self.holders = 0  # how many are in the middle of writing to it
+        self.is_closed = False
         self.bar = b""  # the last lines while they are a progress bar, whose next state may overwrite them
         self.bar_since = 0.0
         self.has_moved = False  # has the cursor moved up since the bar was last saved?
@@ -1980,7 +1985,7 @@ class _OutputFile:
 
     def add(self, data, is_last=False):
         """Take bytes to be saved, but hold back a progress bar until it is complete or was long unseen."""
-        has_moved = self.has_moved or re.search(_UP, data) is not None
+        has_moved = self.has_moved or (b"\x1b[" in data and re.search(_UP, data) is not None)
         if not (self.bar or has_moved or b"\r" in data):
             return self._add_lines(data)
         now = time.monotonic()
@@ -2005,21 +2010,23 @@ class _OutputFile:
             self.in_line = not data.endswith(b"\n")
             self.unsaved += data
 
-    def hold(self):
-        """Keep the file open until release(), because a signal handler may finish the experiment meanwhile.
-
-        Without this, what is being written would land in the next file that gets the descriptor's number.
-        """
-        self.holders += 1
-
     def release(self):
+        """Close the file if a signal handler has finished the experiment in the middle of a write.
+
+        Not sooner: what is being written would land in the next file that gets the descriptor's number.
+        """
         self.holders -= 1
-        if self.is_leaving:
-            self.close()
+        if self.is_closed and not self.holders:
+            try:
+                found = _identify(self.descriptor)
+                if found and found[:2] == self.identity[:2]:
+                    os.close(self.descriptor)
+            except OSError as error:  # a network file system may report only now that a write has failed
+                _report_fault(self.faults, self.path, error)
 
     def save(self):
         """Write what was added. What can't be written now is kept for a later call, up to a limit."""
-        self.hold()
+        self.holders += 1
         try:
             while self.unsaved:
                 self._open_again()
@@ -2029,18 +2036,19 @@ class _OutputFile:
                 raise  # not the system's: a signal handler raised TimeoutError, which is the program's own
             if len(self.unsaved) > _UNSAVED_LIMIT:
                 self.unsaved[_UNSAVED_LIMIT:] = _GAP
-            self._report(error)
+            _report_fault(self.faults, self.path, error)
         finally:
             self.release()
 
     def append_line(self, data):
         """Write a complete line at once, by one write(2), if nothing waits to be saved before it."""
         written = 0
-        self.hold()
+        self.holders += 1
         try:
-            status = os.fstat(self.descriptor)
-            if not self.unsaved and (status.st_dev, status.st_ino, status.st_nlink > 0) == self.identity:
+            # A file that got our descriptor's number since has another offset. fstat(2) costs far more.
+            if not self.unsaved and os.lseek(self.descriptor, 0, os.SEEK_CUR) == self.offset:
                 written = os.write(self.descriptor, data)
+                self.offset += written
         except OSError:
             pass  # save() tries once more, and reports it
         finally:
@@ -2048,11 +2056,6 @@ class _OutputFile:
         if written < len(data):
             self.unsaved += data[written:]
             self.save()
-
-    def _report(self, error):
-        if not self.faults:
-            self.faults.append(error)
-            _warn(f"output is no longer recorded in {self.path!r}: {_explain(error)}")
 
     def _write(self):
         # Taken before it is written: a signal handler runs right after os.write, and if it raises or ends
@@ -2064,6 +2067,7 @@ class _OutputFile:
             self.unsaved = data
             raise
         self.unsaved = data[written:]
+        self.offset = os.lseek(self.descriptor, 0, os.SEEK_CUR)
 
     def _open_again(self):
         """Open the file again if the program has closed all descriptors; fail if the file is gone.
@@ -2078,17 +2082,18 @@ class _OutputFile:
 
     def close(self):
         """Save what was added and close the file, unless the program has closed it and opened another."""
-        self.is_leaving = self.holders > 0
-        if self.is_leaving:
-            return
+        self.holders += 1
         self.add(b"", is_last=True)
         self.save()
-        try:
-            found = _identify(self.descriptor)
-            if found and found[:2] == self.identity[:2]:
-                os.close(self.descriptor)
-        except OSError as error:  # a network file system may report only now that a write has failed
-            self._report(error)
+        self.is_closed = True
+        self.release()
+
+
+def _report_fault(faults, path, error):
+    """Warn that *path* can't be written, unless *faults*, the experiment's list, has an error already."""
+    if not faults:
+        faults.append(error)
+        _warn(f"output is no longer recorded in {path!r}: {_explain(error)}")
 
 
 def _open_to_append(path, more_flags=0):
@@ -2189,13 +2194,6 @@ class _Recorder:
             frame = frame.f_back
         return False
 
-    def remove_file(self, file):
-        """Record in *file* no more; after the last one, give the stream back."""
-        self.flush()
-        self.files.remove(file)
-        if not self.files:
-            self.remove_patches()
-
     def flush_line(self, text):
         """Flush if *text* ended a line or moved a progress bar, or much has come without."""
         if (
@@ -2212,26 +2210,16 @@ class _Recorder:
         lock = _session.lock
         if not lock.acquire(is_waiting and not _session.is_exiting):
             return
-        try:
-            if not self.is_flushing:
-                self._flush_pending()
-        finally:
-            lock.release()
-
-    def _flush_pending(self):
-        files = self.files[:]
+        files, is_first = self.files[:], not self.is_flushing
         try:
             self.is_flushing = True
             _session.hold()
-            for file in files:
-                file.hold()
-            while self.pending:
+            while is_first and self.pending:
                 self._save_pending(files)
         finally:
-            self.is_flushing = False
-            for file in files:
-                file.release()
+            self.is_flushing = not is_first
             _session.release()
+            lock.release()
 
     def _save_pending(self, files):
         parts = self.pending[:]
@@ -2249,13 +2237,6 @@ class _Recorder:
         used = min(lines * _LINE_S, _SAVED_S / 2)
         self.used_until = min(max(self.used_until, now - _SAVED_S) + used, now + _LINE_S)
         self.due = now + _FLOOD_INTERVAL_S if self.used_until > now else 0.0
-
-    def forget(self):
-        """In a forked child, drop what the parent writes."""
-        self.is_flushing = False
-        del self.pending[:]
-        for file in self.files:
-            file.bar, file.unsaved, file.holders = b"", bytearray(), 0
 
 
 def _encode_parts(parts):
@@ -2312,11 +2293,16 @@ class _Capture:
         self._recorders: "Dict[str, Any]" = {}
         self._files: "Dict[str, Any]" = {}
         try:
-            for name in ("stdout", "stderr"):
-                self._files[name] = _OutputFile(os.path.join(folder, name), self.faults)
+            self.open(os.path.join(folder, "stdout"))
+            self.open(os.path.join(folder, "stderr"))
         except OSError:
             self.close()
             raise
+
+    def open(self, path):
+        """Open one more file that is appended to until close(), and return it."""
+        file = self._files[os.path.basename(path)] = _OutputFile(path, self.faults)
+        return file
 
     def start(self, folder):
         """Record from now on; the files are in *folder* by now."""
@@ -2348,16 +2334,24 @@ class _Capture:
                 file.save()
 
     def forget(self):
+        """In a forked child, drop what the parent writes."""
         for recorder in self._recorders.values():
-            recorder.forget()
+            recorder.is_flushing = False
+            del recorder.pending[:]
+        for file in self._files.values():
+            file.bar, file.unsaved, file.holders = b"", bytearray(), 0
 
     def close(self):
         """End this recording, and give the streams back if it was the last. Again: nothing."""
         with _session.lock:
             files, self._files = self._files, {}
             for name, file in files.items():
-                if name in self._recorders:
-                    self._recorders[name].remove_file(file)
+                recorder = self._recorders.get(name)
+                if recorder:
+                    recorder.flush()
+                    recorder.files.remove(file)
+                    if not recorder.files:
+                        recorder.remove_patches()
                 file.close()
 
 
@@ -2379,14 +2373,13 @@ class _ExitCode:
 
     open_copies: how many of them have open experiments. frame: the one whose end is the program's.
     asked: the STATUS for the code, once Python has asked a SystemExit for it.
-    raised: the instruction of *frame*, and the STATUS, of the latest sys.exit().
-    called: the same of the latest SystemExit that *frame* itself made.
+    made: the instructions of *frame* that may have raised the latest SystemExit, and its STATUS.
     last_cell: the result of IPython's last cell.
     """
 
     def __init__(self):
         self.open_copies = 0
-        self.frame = self.asked = self.raised = self.called = self.last_cell = None
+        self.frame = self.asked = self.made = self.last_cell = None
         self.is_launched = self.is_shell = False
 
 
@@ -2428,7 +2421,7 @@ def _wrap_exit(owner, name):
                 raise
             exit = _Exit(*error.args)
             if _exit_code.is_launched or _exit_code.is_shell:
-                _exit_code.raised = _exit_code.frame.f_lasti, _exit_text(error.code, error.__context__)
+                _exit_code.made = (_exit_code.frame.f_lasti,), _exit_text(error.code, error.__context__)
         raise exit  # not above, where the other one would be its __context__
 
     vars(exit_noticed)["exit_code"] = _exit_code
@@ -2535,7 +2528,7 @@ def _notice_calls(code, undo):
         # 8 bytes on are the call and its cache. SystemExit(0, 1) has a code of its own.
         if code.co_code[offset + 1] < 2:
             argument = None if argument is monitoring.MISSING else argument
-            _exit_code.called = (offset, offset + 8), _exit_text(argument, sys.exc_info()[1])
+            _exit_code.made = (offset, offset + 8), _exit_text(argument, sys.exc_info()[1])
 
     events = monitoring.events
     monitoring.use_tool_id(_TOOL, "meticulous")
@@ -2617,28 +2610,18 @@ def _watch_cells(undo):
         undo.callback(_try, shell.events.unregister, "post_run_cell", note)
 
 
-def _describe_last_cell():
-    """Return the STATUS of an IPython shell or notebook, whose last cell counts; None elsewhere."""
-    result = _exit_code.last_cell
-    if result is None:
-        return None
-    error = result.error_in_exec or result.error_before_exec
-    return "SUCCESS" if error is None else _exception_text(type(error), error, error.__traceback__)
-
-
 def _describe_program_ending():
     """Return the STATUS for the end of the program."""
     code, frame = _exit_code, _exit_code.frame
     if frame is not None and code.is_launched and _has_returned(frame):
         return "SUCCESS"  # whatever the launcher does next
-    status = code.asked
-    if status in (None, "SUCCESS"):
-        status = _describe_last_cell() or status
-    if status or frame is None:
-        return (
-            status
-            or "ERROR\nPython ran inside another program, which does not show how it ended: call finish()."
-        )
+    if code.asked in (None, "SUCCESS") and code.last_cell:
+        error = code.last_cell.error_in_exec or code.last_cell.error_before_exec
+        return _exception_text(type(error), error, error.__traceback__) if error else "SUCCESS"
+    if code.asked:
+        return code.asked
+    if frame is None:
+        return "ERROR\nPython ran inside another program, which does not show how it ended: call finish()."
     # Python sets it before it calls the excepthook. Others (pytest, IPython) set it too, but to one that
     # begins where they caught the exception, deeper than the main module.
     tb: "Any" = getattr(sys, "last_traceback", None)
@@ -2648,11 +2631,8 @@ def _describe_program_ending():
         return _exception_text(sys.last_type, sys.last_value, tb)
     if _has_returned(frame):
         return "SUCCESS"
-    for instructions, status in filter(
-        None, [code.raised and ((code.raised[0],), code.raised[1]), code.called]
-    ):
-        if frame.f_lasti in instructions:
-            return status
+    if code.made and frame.f_lasti in code.made[0]:
+        return code.made[1]
     place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
     if code.is_launched or code.is_shell:
         return f"ERROR\nAn exception left {place}; the program that runs it caught it, and shows what it was."
@@ -2668,7 +2648,7 @@ def _describe_ending():
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         try:
-            if stream is not None and not getattr(stream, "closed", False):
+            if not getattr(stream, "closed", stream is None):
                 stream.flush()
         except KeyboardInterrupt:
             pass  # of a user who does not want to wait for it, which need not mean that it fails
@@ -2739,11 +2719,11 @@ def _set_signals(undo):
     import signal
 
     # signal.getsignal() does not know of handlers in C, for example of a user's faulthandler.register().
-    caught = re.findall(r"SigCgt:\s*(\w+)", _read_text("/proc/self/status")) or ["0"]
+    caught = int(_read_text("/proc/self/status").partition("SigCgt:")[2][:17] or "0", 16)
     for signum in (signal.SIGTERM, signal.SIGHUP):
         handler = signal.getsignal(signum)
         # Ours is left from before, if the last finish() was in a thread.
-        if handler is _die_of or (handler is signal.SIG_DFL and not int(caught[0], 16) >> (signum - 1) & 1):
+        if handler is _die_of or (handler is signal.SIG_DFL and not caught >> (signum - 1) & 1):
             try:
                 signal.signal(signum, _die_of)
             except ValueError:
@@ -2774,17 +2754,17 @@ def _set_hooks():
     for owner, name in _list_exits():
         _wrap_exit(owner, name)
     hooks.callback(_release_exit_code)
+    describe = _describe_ending
     if _is_multiprocessing_child():
         from multiprocessing.util import Finalize
 
         # Before Python 3.13 such a child runs no atexit handlers.
-        hooks.callback(Finalize(None, _end_all, [_describe_child_ending], exitpriority=0).cancel)
-        atexit.register(_end_all, _describe_child_ending)
-    else:
-        atexit.register(_end_all, _describe_ending)
-        if _exit_code.frame is not None:
-            _notice_calls(_exit_code.frame.f_code, hooks)
+        describe = _describe_child_ending
+        hooks.callback(Finalize(None, _end_all, [describe], exitpriority=0).cancel)
+    elif _exit_code.frame is not None:
+        _notice_calls(_exit_code.frame.f_code, hooks)
         _watch_cells(hooks)
+    atexit.register(_end_all, describe)
     hooks.callback(atexit.unregister, _end_all)
     # The first process of a container ignores a signal whose action is the default one.
     if not _WINDOWS and os.getpid() != 1:
@@ -2829,18 +2809,16 @@ def _watch_forks():
     import signal
     from threading import get_ident
 
-    masks = {}
+    signals, blocked = {signal.SIGTERM, signal.SIGHUP}, {}
 
     def prepare():
-        if _session.experiments:
-            for experiment in _session.experiments[:]:
-                experiment._record.capture.flush(is_waiting=False)
-            # Python drops a signal that our handler catches in a child before that has come to forget().
-            masks[get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGHUP))
+        for experiment in _session.experiments[:]:
+            experiment._record.capture.flush(is_waiting=False)
+        # Python drops a signal that our handler catches in a child before that has come to forget().
+        blocked[get_ident()] = signals - signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 
     def unblock():
-        if masks:
-            signal.pthread_sigmask(signal.SIG_SETMASK, masks.pop(get_ident()))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked.pop(get_ident(), ()))
 
     def forget():
         global _session
@@ -2895,11 +2873,12 @@ _SMALLEST_BLOCK = 1024  # bytes; a file that is not empty has room for so many
 def _find_differences(recorded, current):
     """Describe in words how two dicts of plain JSON differ."""
     differences = []
-    in_both = recorded.keys() & current.keys()
-    for name in sorted(in_both) + sorted(recorded.keys() ^ current.keys()):
-        was, now = (repr(args[name]) if name in args else "not there" for args in (recorded, current))
+    missing = object()
+    for name in sorted(recorded.keys() & current.keys()) + sorted(recorded.keys() ^ current.keys()):
+        values = [args.get(name, missing) for args in (recorded, current)]
+        was, now = ("not there" if value is missing else repr(value) for value in values)
         # By their texts too, because NaN differs from itself.
-        if was != now and ("not there" in (was, now) or recorded[name] != current[name]):
+        if was != now and values[0] != values[1]:
             differences.append(f"{name!r} was {was}, now {now}")
     return differences
 
@@ -2932,13 +2911,15 @@ def _list_attempts(folder, metadata, last_sign):
     """
     only = {key: metadata[key] for key in ("start-time", "end-time", "command") if key in metadata}
     attempts = _get_attempts(metadata) or [only]
-    if "ended" not in attempts[-1]:
+    last = attempts[-1]
+    if "ended" not in last:
         status = (_read_if_there(os.path.join(folder, "STATUS")) or b"UNKNOWN").decode("utf-8", "replace")
-        attempts[-1]["ended"] = "DEAD" if status == "RUNNING" else _summarize_status(status)
-        if status == "RUNNING" and last_sign is not None:
-            attempts[-1]["end-time"] = _local_time(last_sign)
-            if "start-epoch" in attempts[-1]:
-                attempts[-1]["duration-seconds"] = round(last_sign - attempts[-1]["start-epoch"], 6)
+        is_dead = status == "RUNNING"
+        last["ended"] = "DEAD" if is_dead else _summarize_status(status)
+        if is_dead and last_sign is not None:
+            last["end-time"] = _local_time(last_sign)
+            if "start-epoch" in last:
+                last["duration-seconds"] = round(last_sign - last["start-epoch"], 6)
     return attempts
 
 
@@ -3017,15 +2998,12 @@ class _Record:
                 _create_file(os.path.join(hidden, "snapshot.patch"), self._head.patch)
             self.capture = _Capture(hidden)
             discard.callback(self.capture.close)
-            if name is None:
-                numbers = _claim_ids(directory, discard)
-                while not self._rename(hidden, os.path.join(directory, str(next(numbers)))):
-                    pass  # a folder that somebody made without a claim
-            else:
-                if re.fullmatch("[0-9]+", name) and _claim_id(directory, int(name)):
-                    discard.callback(_remove_file, _claim_path(directory, int(name)))
-                if not self._rename(hidden, os.path.join(directory, name)):
-                    return False
+            names = [name] if name else map(str, _claim_ids(directory, discard, hidden))
+            if name and re.fullmatch("[0-9]+", name) and _claim_id(directory, int(name)) is not None:
+                discard.callback(_remove_file, _claim_path(directory, int(name)))
+            # A number may be taken by a folder that somebody made without a claim.
+            if not any(self._rename(hidden, os.path.join(directory, each)) for each in names):
+                return False
             discard.callback(_remove_folder, self.folder)
             undo.push(discard.pop_all())
         return True
@@ -3054,10 +3032,12 @@ class _Record:
         undo.callback(_remove_folder, _attempt_path(self.folder, self.number))
         old = _load_mapping(path)
         attempts = _list_attempts(self.folder, old, last_sign)
+        for key in ("end-time", "usage"):
+            old.pop(key, None)
         if attempts[-1].get("host", self.attempt["host"]) != self.attempt["host"]:
             self._replace_streams()
         self.metadata = {
-            **{key: value for key, value in old.items() if key not in ("end-time", "usage")},
+            **old,
             **self.metadata,
             "description": self.metadata["description"] or old.get("description", ""),
             "start-time": old.get("start-time", self.attempt["start-time"]),
@@ -3065,10 +3045,10 @@ class _Record:
         }
         self.capture = _Capture(self.folder)
         undo.callback(self.capture.close)
-        undo.callback(
-            self._restore,
-            {name: _read_if_there(os.path.join(self.folder, name)) for name in ("STATUS", "metadata.json")},
-        )
+        for name in ("STATUS", "metadata.json"):
+            content = _read_if_there(os.path.join(self.folder, name))
+            if content is not None:
+                undo.callback(_try, self._write, name, content)
         # Before metadata tells of a new attempt: killed in between, it must not look as ended as the old one.
         self._write("STATUS", b"RUNNING")
         self._write("metadata.json", _to_bytes(self.metadata))
@@ -3078,24 +3058,14 @@ class _Record:
         import shutil
 
         for name in ("stdout", "stderr", "metrics.jsonl"):
-            path, copy = (
-                os.path.join(self.folder, name),
-                os.path.join(self.folder, f".{name}.{_unique_name()}.tmp"),
-            )
+            path = os.path.join(self.folder, name)
+            copy = os.path.join(self.folder, f".{name}.{_unique_name()}.tmp")
             if os.path.isfile(path):
-                shutil.copyfile(path, copy)
+                shutil.copyfile(path, copy, follow_symlinks=False)  # a link is refused when it is opened
                 os.replace(copy, path)
 
     def _write(self, name, content):
         _write_file(os.path.join(self.folder, name), content)
-
-    def _restore(self, contents):
-        for name, content in contents.items():
-            try:
-                if content is not None:
-                    self._write(name, content)
-            except OSError:
-                pass  # the error that made us restore it tells more
 
     def load_own_metadata(self):
         """Return what metadata.json holds now. Raises OSError if the folder is another by now."""
@@ -3105,14 +3075,22 @@ class _Record:
             raise OSError(errno.ESTALE, "it was deleted or replaced", self.folder)
         return found
 
-    def log(self, values, step):
+    def is_superseded(self):
+        """Return whether a later attempt has begun. Raises OSError if the folder is another by now."""
+        return len(self.load_own_metadata()["attempts"]) > self.number
+
+    def log(self, values, step, more):
         """Append a line to metrics.jsonl, by one write(2)."""
         if self._metrics is None:
-            self._open_metrics()
+            path = os.path.join(self.folder, "metrics.jsonl")
+            try:
+                self._open_metrics(path)
+            except OSError as error:
+                return _report_fault(self.capture.faults, path, error)
         self._step = self._step + 1 if step is None else step
         try:
-            line = self._encode({"step": self._step, "time": time.time(), **values})
-        except (TypeError, ValueError) as error:
+            line = self._encode({"step": self._step, "time": time.time(), **values, **more})
+        except (TypeError, ValueError, RecursionError) as error:
             raise InvalidArgsException(
                 f"The metrics of step {self._step} can't be written as JSON: {error}."
             ) from None
@@ -3120,20 +3098,17 @@ class _Record:
             line = re.sub(_NOT_FINITE, _replace_not_finite, line)
         self._metrics.append_line(line.encode("ascii") + b"\n")
 
-    def _open_metrics(self):
+    def _open_metrics(self, path):
         from json import JSONEncoder
 
-        self._metrics = _OutputFile(os.path.join(self.folder, "metrics.jsonl"), self.capture.faults)
-        self._encode = JSONEncoder(default=_to_json).encode
-        if self.number > 1:  # a resumed run counts on
-            steps = re.findall(rb'(?m)^\{"step": (\d+)', _read_file(self._metrics.path))
+        self._encode = JSONEncoder(default=_to_json, check_circular=False).encode
+        if self.number > 1 and os.path.exists(path):  # a resumed run counts on
+            steps = re.findall(rb'(?m)^\{"step": (\d+)', _read_file(path, _UNSAVED_LIMIT))
             self._step = int(steps[-1]) if steps else -1
+        self._metrics = self.capture.open(path)
 
     def write_end(self, status):
         """Write how and when the attempt ended. STATUS belongs to the newest attempt: maybe another."""
-        if self._metrics is not None:
-            self._metrics.close()
-            self._metrics = None
         _try(self._head.proof.check)  # of what was loaded since; it fails where git can't be run any more
         found = self.load_own_metadata()
         attempts = found["attempts"]
@@ -3142,9 +3117,7 @@ class _Record:
             # STATUS first: killed in between, the record tells how the run ended, though not when.
             self._write_status(status.encode("utf-8", "backslashreplace"))
         end, duration = {"end-time": _local_time()}, round(time.monotonic() - self._clock, 6)
-        self.attempt.update(end)
-        self.attempt["duration-seconds"] = duration
-        self.attempt["ended"] = _summarize_status(status)
+        self.attempt.update(end, ended=_summarize_status(status), **{"duration-seconds": duration})
         attempts[self.number - 1] = self.attempt
         if is_newest:
             cpu_s, peak = _measure_usage()
@@ -3168,10 +3141,13 @@ class _Record:
         if len(content) > _SMALLEST_BLOCK:
             tail = content[-_SMALLEST_BLOCK // 2 :].decode("utf-8", "ignore")
             content = f"ERROR\n...{tail}".encode("utf-8")
-        with open(os.path.join(self.folder, "STATUS"), "r+b", buffering=0) as file:
+        descriptor = os.open(os.path.join(self.folder, "STATUS"), _APPEND & ~os.O_APPEND)
+        try:
             # All of RUNNING at once, so that no reader sees a part of it.
-            file.write(content.ljust(len("RUNNING"), b"\n"))
-            file.truncate(len(content))
+            os.write(descriptor, content.ljust(len("RUNNING"), b"\n"))
+            os.ftruncate(descriptor, len(content))
+        finally:
+            os.close(descriptor)
 
 
 # === Experiment ===============================================================
@@ -3285,9 +3261,9 @@ class Experiment:
         try:
             allow_dirty = allow_dirty or _is_set("METICULOUS_ALLOW_DIRTY")
             self._start(name, args, default_args, description or "", allow_dirty)
+        except MeticulousException:
+            raise
         except OSError as error:
-            if isinstance(error, MeticulousException):
-                raise
             raise _explain_refused_write(error, self.experiments_directory) from error
 
     @staticmethod
@@ -3370,42 +3346,46 @@ class Experiment:
         given = _check_mapping("summary", {} if summary_dict is None else summary_dict)
         given.update(_check_mapping("summary", values))
         path = os.path.join(self.curexpdir, "summary.json")
-        with _session.lock:
+        try:
+            if not self._merge_summary(path, given):
+                _warn(f"{path} belongs to a later attempt by now: this summary is left out.")
+        except OSError as error:
+            if getattr(error, "path", None) == path:
+                raise
+            raise FolderException(path, f"can't be written: {_explain(error)}.", error.errno) from error
+
+    def _merge_summary(self, path, given):
+        """Add *given* to the file *path*; return False if that belongs to a later attempt."""
+        with _session.summary_lock:
             # What a signal handler adds in the middle of this is written here, too.
-            self._given.append(given)
-            is_outermost = len(self._given) == 1
+            parts = self._summaries
+            parts.append(given)
+            is_outermost = len(parts) == 1
             try:
                 written = 0
-                while written < len(self._given):
-                    written = len(self._given)
-                    if (
-                        self.is_recording
-                        and len(self._record.load_own_metadata()["attempts"]) > self._record.number
-                    ):
-                        _warn(f"{path} belongs to a later attempt by now: this summary is left out.")
-                        return
+                while written < len(parts):
+                    written = len(parts)
+                    if self.is_recording and self._record.is_superseded():
+                        return False
                     summary = _load_mapping(path)
-                    for part in self._given[:written]:
+                    for part in parts[:written]:
                         summary.update(part)
                     _write_file(path, _to_bytes(summary))
-            except OSError as error:
-                if getattr(error, "path", None) == path:
-                    raise
-                raise FolderException(path, f"can't be written: {_explain(error)}.", error.errno) from error
             finally:
                 if is_outermost:
-                    del self._given[:]
+                    del parts[:]
+        return True
 
     def log(self, values: "Optional[Mapping[str, Any]]" = None, step: "Any" = None, **more: "Any") -> None:
         """Append a step of the metrics to metrics.jsonl: log({"loss": 0.3}, step=3) or log(step=3, loss=0.3).
 
-        step: a number; one more than the last if it is left out, from 0. NaN is stored as null. Nothing is
-        raised for a full disk. Raises InvalidArgsException for what has no form in JSON.
+        step: a number; one more than the last if left out, from 0. NaN is stored as null. A full disk, or a
+        file that can't be opened, is a warning. Raises InvalidArgsException for what has no form in JSON.
         """
         if not self.is_recording:
             return
         with _session.lock:
-            self._record.log({**(values or {}), **more}, step)
+            self._record.log(values or {}, step, more)
 
     def open(self, file: "Any", mode: str = "r", *args: "Any", **kwargs: "Any") -> "IO[Any]":
         """Open *file* like the builtin open(), relative paths inside the experiment's folder."""
@@ -3450,7 +3430,7 @@ class Experiment:
                 if not record.create(directory, name, args, default_args, undo):
                     _check_resumable(record.folder, args, self.repo_directory, head)
                     record.resume(undo)
-                self._record, self._ended, self._given = record, False, []
+                self._record, self._ended, self._summaries = record, False, []
                 self.curexpdir, self.metadata = record.folder, record.metadata
                 undo.callback(_unwatch, self)
                 _watch(self)

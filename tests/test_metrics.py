@@ -1,8 +1,11 @@
 """Metrics over steps: one line for each step, that no kill and no resume makes wrong."""
 
 import json
+import shutil
+import sys
 
 import pytest
+from conftest import launch
 
 from meticulous import ExperimentReader
 
@@ -86,12 +89,46 @@ def test_threads_log_complete_lines(repo):
     assert sorted(row["step"] for row in read_rows(repo.experiment("mine"))) == list(range(800))
 
 
-def test_what_json_has_no_form_for_is_an_error_of_ours(repo):
-    result = repo.run(
-        START
-        + "try:\n    experiment.log({(1, 2): 3})\nexcept Exception as error:\n    print(type(error).__name__)"
+@pytest.mark.parametrize("values", ["{(1, 2): 3}", "circle"])
+def test_what_json_has_no_form_for_is_an_error_of_ours(repo, values):
+    source = START + (
+        "circle = {}\ncircle['circle'] = circle\n"
+        f"try:\n    experiment.log({values})\nexcept Exception as error:\n    print(type(error).__name__)\n"
     )
+    result = repo.run(source)
     assert (result.code, result.stdout) == (0, "InvalidArgsException\n"), result
+
+
+def test_closed_descriptors_are_opened_again_and_new_files_left_alone(repo):
+    source = START + (
+        "experiment.log(loss=1)\nos.closerange(3, 100)\n"
+        "others = [os.open('other', os.O_WRONLY | os.O_CREAT) for _ in range(30)]\n"
+        "experiment.log(loss=2)\nos.closerange(3, 100)\nexperiment.log(loss=3)\n"
+    )
+    result = repo.run(source)
+    assert result.code == 0 and "output is" not in result.stderr, result
+    assert [row["loss"] for row in read_rows(repo.experiment("mine"))] == [1, 2, 3]
+    assert (repo.path / "other").read_bytes() == b""
+
+
+def test_lines_that_another_process_appends_are_kept(repo):
+    source = START + (
+        "for step in range(3):\n    experiment.log(loss=step)\n"
+        "    with experiment.open('metrics.jsonl', 'a') as file:\n        file.write('{\"step\": 9}\\n')\n"
+    )
+    assert repo.run(source).code == 0
+    assert [row.get("loss") for row in read_rows(repo.experiment("mine"))] == [0, None, 1, None, 2, None]
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
+def test_each_line_is_one_write(repo, tmp_path):
+    source = START + "for step in range(50): experiment.log(loss=step)\n"
+    repo.write("script.py", source)
+    repo.commit()
+    trace = tmp_path / "trace"
+    command = ["strace", "-f", "-e", "trace=write", "-o", trace, sys.executable, repo.path / "script.py"]
+    assert launch(command, cwd=repo.path, env=repo.environment()).result().code == 0
+    assert trace.read_text().count('"{\\"step\\": ') == 50
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
