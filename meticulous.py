@@ -4428,7 +4428,7 @@ _TITLES = {
     "header.expid.count": "runs",
 }
 _COLORS = {"SUCCESS": "32", "RUNNING": "36", "ERROR": "31", "DEAD": "31", "RUNNING?": "33", "UNKNOWN": "33"}
-_WIDEST_CELLS = (40, 20, 11)  # the narrower ones where otherwise not all results fit
+_WIDEST_CELLS = (40, 20, 10)  # the narrower ones where otherwise not all results fit
 _LONG_TABLE = 40  # rows: more than a terminal shows at once
 _LONGEST_LINE = 1000
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -4550,17 +4550,18 @@ def _format_table(rows, columns, width=None, is_flat=False, colors=False, messag
     """
     titles = {column: [_show_controls(text) for text in _split_title(column, is_flat)] for column in columns}
     cells = {column: (titles[column][1], *_format_cells(rows, column)) for column in columns}
-    sizes = _fit_columns(cells, width or sys.maxsize)
+    limit = width or sys.maxsize
+    sizes = _fit_columns(cells, limit)
     groups, above, place, padded = "", "", 0, []
     for column in filter(sizes.__contains__, columns):
         (group, title), (_, texts, is_numeric), size = titles[column], cells[column], sizes[column]
         padded.append(_pad([title, *texts], size, is_numeric))
         if group != above:
-            groups = (groups + " " * bool(groups)).ljust(place) + group
+            groups = (groups + " " * bool(groups)).ljust(min(place, limit - len(group))) + group
         above, place = group, place + size + 2
     lines = ["  ".join(line).rstrip() for line in zip(*padded)]
     for number, message in enumerate(messages, 1):
-        left = (width or _LONGEST_LINE) - _width(lines[number]) - 2
+        left = min(limit, _LONGEST_LINE) - _width(lines[number]) - 2
         if message and left > 9:
             lines[number] += "  " + _cut(_show_controls(message[:_LONGEST_LINE]), left)
     head = [line for line in (groups[:width], lines[0]) if line]
@@ -4571,7 +4572,7 @@ def _format_table(rows, columns, width=None, is_flat=False, colors=False, messag
         lines = [re.sub(pattern, color, line, count=1) for line in lines]
     omitted = [_show_controls(column) for column in columns if column not in sizes]
     if omitted:
-        note = f"{len(omitted)} columns don't fit; `| less -S` shows all, --columns those that you choose:"
+        note = f"{len(omitted)} columns don't fit: `| less -S` shows all, --columns some:"
         lines += [_cut(text, width) for text in (note, ", ".join(omitted))]
     return lines
 
