@@ -3531,13 +3531,9 @@ def _format_value(value, digits=15):
     return "%.*g" % (digits, value) if isinstance(value, float) else _dump_cell(value)
 
 
-def _is_ascii(text):
-    return len(text) == len(text.encode("utf-8", "replace"))
-
-
 def _width(text):
     """Return how many cells of a terminal *text* takes."""
-    if _is_ascii(text):
+    if len(text) == len(text.encode("utf-8", "replace")):  # all of it is ASCII
         return len(text)
     from unicodedata import category, east_asian_width
 
@@ -3546,14 +3542,14 @@ def _width(text):
 
 def _cut(text, width):
     """Cut *text* to *width* cells of a terminal: '...' replaces its middle, because it is ends that differ."""
+    # No character takes less than a cell for long, so that what is much longer need not be measured.
+    if len(text) <= 4 * width and _width(text) <= width:
+        return text
     from itertools import accumulate
 
     def keep(text, width):
         return text[: sum(total <= width for total in accumulate(map(_width, text[:width])))]
 
-    # No character takes less than a cell for long, so that what is much longer need not be measured.
-    if len(text) <= 4 * width and _width(text) <= width:
-        return text
     dots = "..."[:width]
     right = (width - len(dots)) // 2
     return keep(text, width - len(dots) - right) + dots + keep(text[: -width - 1 : -1], right)[::-1]
@@ -4050,15 +4046,17 @@ def _read_row(reader, groups=(*_GROUPS[1:], "metrics"), levels=0):
     values["header"]["duration"] = reader.duration
     if "metadata" not in groups:
         # Of the metadata, people see only what was said of a run.
-        said = {name: reader.metadata.get(name) for name in ("description", "repeats")}
-        values["header"].update((name, text) for name, text in said.items() if text)
+        for name in ("description", "repeats"):
+            if reader.metadata.get(name):
+                values["header"][name] = reader.metadata[name]
     points: "List[Dict[str, Any]]" = []
     if "metrics" in groups:
         points = reader.metrics
     elif reader.status.startswith("RUNNING") and not reader.summary:  # what it logged last
         points = _parse_points("\n".join(reader.read_lines("metrics.jsonl")))
-    last = {name: value for point in points for name, value in point.items()}
-    values["metrics"] = {name: last[name] for name in last if name not in ("step", "time")}
+    last = values["metrics"] = {name: value for point in points for name, value in point.items()}
+    for name in ("step", "time"):
+        last.pop(name, None)
     return _make_row(values, levels)
 
 
@@ -4069,7 +4067,7 @@ def _load_rows(directory, groups, levels, take=None):
     """
     import gc
 
-    scheduler = _Scheduler()
+    scheduler, problems, warnings = _Scheduler(), {}, {}
 
     # Neither keeps the reader: with ten thousand of them, memory matters.
     def read_start(path):
@@ -4078,20 +4076,22 @@ def _load_rows(directory, groups, levels, take=None):
     def read(path):
         reader = ExperimentReader(path)
         reader._scheduler = scheduler
-        return reader.sort_key, _read_row(reader, groups, levels), reader.problems, reader.code_warning
+        row = _read_row(reader, groups, levels)
+        problems.update(_list_problems([reader]))
+        if reader.code_warning:
+            warnings[reader.expid] = [reader.code_warning]
+        return reader.sort_key, row
 
     folders, was_enabled = _list_folders(directory), gc.isenabled()
     gc.disable()  # All that is loaded stays: looking for garbage in it would take a quarter of the time.
     try:
         if take:
             folders = [path for _, path in take(sorted(_read_folders(read_start, folders)))]
-        found = sorted(_read_folders(read, folders), key=lambda item: item[0])
+        rows = [row for _, row in sorted(_read_folders(read, folders))]
     finally:
         if was_enabled:
             gc.enable()
-    rows = [row for _, row, _, _ in found]
-    problems = {row["header.expid"]: notes for _, row, notes, _ in found if notes}
-    return rows, problems, {row["header.expid"]: [warning] for _, row, _, warning in found if warning}
+    return rows, problems, warnings
 
 
 def _list_problems(readers):
@@ -4189,9 +4189,12 @@ def _choose_args(rows, columns, mode):
 def _sort_rows(rows, columns, descending):
     """Sort by *columns*; numbers come before strings, rows without a value last."""
     for column in reversed(columns):
-        missing = [row for row in rows if _is_missing(row.get(column))]
-        there = [row for row in rows if not _is_missing(row.get(column))]
-        rows = sorted(there, key=lambda row: _sort_key(row[column]), reverse=descending) + missing  # noqa: B023
+        # A cell of a group is a string.
+        values = [row.get(column + ".mean", row.get(column)) for row in rows]
+        pairs = [(_sort_key(value), row) for value, row in zip(values, rows) if not _is_missing(value)]
+        pairs.sort(key=lambda pair: pair[0], reverse=descending)
+        missing = [row for value, row in zip(values, rows) if _is_missing(value)]
+        rows = [row for _, row in pairs] + missing
     return rows
 
 
@@ -4504,15 +4507,11 @@ def _format_cells(rows, column):
     return texts, is_numeric
 
 
-def _measure(texts):
-    return list(map(len if _is_ascii("".join(texts)) else _width, texts))
-
-
-def _pad(texts, size, is_right):
-    """Return *texts* in *size* cells of a terminal each."""
-    texts = [text if width <= size else _cut(text, size) for text, width in zip(texts, _measure(texts))]
-    fills = [" " * (size - width) for width in _measure(texts)]
-    return [fill + text if is_right else text + fill for text, fill in zip(texts, fills)]
+def _pad(text, size, is_right):
+    """Return *text* in *size* cells of a terminal."""
+    text = _cut(text, size)
+    fill = " " * (size - _width(text))
+    return fill + text if is_right else text + fill
 
 
 def _fit_columns(columns, width):
@@ -4528,12 +4527,11 @@ def _fit_columns(columns, width):
         group = name.partition(".")[0]
         return -1 if name in firsts else [*groups, group].index(group)
 
-    widths = {name: [max(_measure([title])), *_measure(cells)] for name, (title, cells, _) in columns.items()}
+    widths = {name: (_width(c[0]), max(map(_width, c[1]), default=0)) for name, c in columns.items()}
     for most in _WIDEST_CELLS:
         sizes, left = {}, width
         for name in sorted(columns, key=rank):
-            title, *cells = widths[name]
-            cell = max(cells, default=0)
+            title, cell = widths[name]
             size = max(min(title, most), cell if columns[name][2] else min(cell, most))
             if not sizes or size <= left:
                 sizes[name] = min(size, width)
@@ -4555,7 +4553,7 @@ def _format_table(rows, columns, width=None, is_flat=False, colors=False, messag
     groups, above, place, padded = "", "", 0, []
     for column in filter(sizes.__contains__, columns):
         (group, title), (_, texts, is_numeric), size = titles[column], cells[column], sizes[column]
-        padded.append(_pad([title, *texts], size, is_numeric))
+        padded.append([_pad(text, size, is_numeric) for text in (title, *texts)])
         if group != above:
             groups = (groups + " " * bool(groups)).ljust(min(place, limit - len(group))) + group
         above, place = group, place + size + 2
@@ -4615,14 +4613,13 @@ def _format_experiment(reader, row, texts):
         # --json shows all of an attempt.
         words = [attempt.get(key, "-") for key in ("start-time", "end-time", "host", "pid", "ended")]
         row[f"metadata.attempts.{number}"] = "{} to {} on {}, pid {}: {}".format(*words)
-    for group, note in (("args", " (* is not the default)"), ("summary", ""), ("metadata", "")):
-        yield ""
-        yield from _format_pairs(group + note, _take_group(row, group))
+    sections = [("args (* is not the default)", "args"), ("summary", "summary"), ("metadata", "metadata")]
+    parts = [(title, _take_group(row, group)) for title, group in sections]
     if reader.metrics:
+        parts.append(("metrics (last, least and most at their steps)", _describe_metrics(reader.metrics)))
+    for title, pairs in parts:
         yield ""
-        yield from _format_pairs(
-            "metrics (last, least and most at their steps)", _describe_metrics(reader.metrics)
-        )
+        yield from _format_pairs(title, pairs)
     status = texts["status"] if len(texts["status"]) > 1 else []
     titles = ("stdout, its end", "stderr, its end", "STATUS", "code", "could not be read")
     parts = (texts["stdout"], texts["stderr"], status, [reader.code_warning], reader.problems)
@@ -5969,33 +5966,31 @@ def _take_part(options, rows):
 
 def _arrange(rows, columns, options):
     """Filter, group, sort and cut *rows*, and choose the columns to show: both."""
-    everything, results = rows, ("summary.", "metrics.")
+    everything = rows
     keys, over = ([_resolve_column(rows, columns, c) for c in names] for names in (options.groupby, options.over))
     if options.filter:
         rows = _filter_rows(rows, list(columns), options.filter)
     if over:
-        inside = tuple(column + "." for column in [*keys, *over])
+        inside = tuple(column + "." for column in keys + over)
         others = [c for c in columns if c.startswith("args.") and not (c + ".").startswith(inside)]
         keys += [column for column in others if _differs(rows, column)]
-    is_grouped = bool(keys or over)
-    if is_grouped:
+    if keys or over:
         rows = everything = _group_rows(rows, columns, keys, bool(over))
         columns = [*keys, *(column for column in _find_columns(rows) if column not in keys)]
     for names, descending in ((options.sort_reverse, False), (options.sort, True)):
         names = [_resolve_column(everything, columns, name) for name in names]
-        means = [name + ".mean" if over and name + ".mean" in columns else name for name in names]
-        rows = _sort_rows(rows, means, descending)
+        rows = _sort_rows(rows, names, descending)
     rows = _take_part(options, rows)
     if options.is_for_people:
-        found = [c for c in columns if c.startswith(results) and any(row.get(c) is not None for row in rows)]
-        if over:
-            found = [column for column in found if column + ".mean" in columns]
-        said = ["header.description", "header.repeats", "header.status_message"]
-        front = [*keys, "header.expid.count"]
-        if not is_grouped:
+        front, last = [*keys, "header.expid.count"], []
+        if not (keys or over):
             front = _FRONT + _choose_args(rows, columns, options.args)
-            found += [column for column in said if any(row.get(column) for row in rows)]
-        columns = front + found
+            last = ["header.description", "header.repeats", "header.status_message"]
+        results = [c for c in columns if c.startswith(("summary.", "metrics."))]
+        if over:
+            results = [column for column in results if column + ".mean" in columns]
+        # Not those that are empty.
+        columns = front + [c for c in results + last if any(row.get(c) not in (None, "") for row in rows)]
     elif options.args:
         shown = _choose_args(rows, [c for c in columns if c not in keys], options.args)
         others = [c for c in columns if c in keys or not c.startswith(("args.", "default_args."))]
