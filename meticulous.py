@@ -3541,7 +3541,8 @@ def _width(text):
 
 
 def _cut(text, width):
-    """Cut *text* to *width* cells of a terminal: '...' replaces its middle, because it is ends that differ."""
+    """Cut *text* to *width* cells of a terminal; '...' replaces its middle."""
+    # Not its end, because paths and names differ there more often.
     # No character takes less than a cell for long, so that what is much longer need not be measured.
     if len(text) <= 4 * width and _width(text) <= width:
         return text
@@ -3597,7 +3598,7 @@ def _get_seconds(values, name):
 
 
 def _parse_points(text):
-    """Return the rows of metrics that *text* has in lines of JSON; a line that is torn or foreign has none."""
+    """Return the rows of metrics in *text*; lines that are torn or another tool's have none."""
     from json import loads
 
     def parse(text):
@@ -3876,7 +3877,7 @@ def _is_experiment(entry):
 
 
 def _read_folders(read, folders):
-    """Return a list of read(folder), by several threads where that mostly waits: on NFS or Lustre."""
+    """Return a list of read(folder), by several threads where files open slowly: NFS, Lustre."""
     results, waits = [], []
     for folder in folders[:5]:
         began = time.perf_counter() - time.process_time()
@@ -4207,8 +4208,8 @@ def _sort_key(value):
 def _group_rows(rows, columns, keys, has_cells=False):
     """Return one row for each combination of values in the columns *keys*.
 
-    Other columns of numbers give NAME.mean, NAME.std (of the sample) and NAME.count, the rest NAME.count. With
-    *has_cells*, numbers give NAME too: 'mean ± std (count)'.
+    Other columns of numbers give NAME.mean, NAME.std (of the sample) and NAME.count, the rest NAME.count.
+    With *has_cells*, numbers give NAME too: 'mean ± std (count)'.
     """
     rows = [{column: row[column] for column in row if not _is_missing(row[column])} for row in rows]
     groups: "Dict[Any, Any]" = {}
@@ -4283,7 +4284,7 @@ _FILTER_WORDS = (
 )
 # ast's names of all that a filter may use; Num, Str and NameConstant are those of Python 3.7 and older.
 _CONSTANTS = ("Constant", "Num", "Str", "NameConstant")
-_SYNTAX = {*_CONSTANTS, *"Name List Tuple And Or Not Invert UAdd USub Add Sub Mult Div Compare".split()}
+_SYNTAX = set("Name List Tuple And Or Not Invert UAdd USub Add Sub Mult Div Compare".split())  # noqa: SIM905
 _OPERATORS = {"Add": "add", "Sub": "sub", "Mult": "mul", "Div": "truediv"}
 _OPERATORS.update({"Lt": "lt", "LtE": "le", "Gt": "gt", "GtE": "ge"})
 
@@ -4331,11 +4332,11 @@ def _parse_filter(text):
 
 
 def _compile_filter(node, rows, resolve):
-    """Return a function that computes the value of *node*, a part of a filter's syntax tree, for a row."""
+    """Return a function that computes the value of *node*, part of a filter, for a row."""
     import ast
 
     kind = type(getattr(node, "op", node)).__name__
-    if kind not in _SYNTAX:
+    if kind not in _SYNTAX and kind not in _CONSTANTS:
         raise QueryException(f"{kind} is not understood; there are and or not in == < + - * /.")
     if kind in _CONSTANTS:
         constant = ast.literal_eval(node)
@@ -4345,7 +4346,7 @@ def _compile_filter(node, rows, resolve):
     if kind == "Name":
         column = resolve(node.id)
         return lambda row: None if _is_missing(row.get(column)) else row[column]
-    nodes = [part for part in ast.iter_child_nodes(node) if isinstance(part, ast.expr)]
+    nodes: "Any" = [part for part in ast.iter_child_nodes(node) if isinstance(part, ast.expr)]
     parts = [_compile_filter(part, rows, resolve) for part in nodes]
     if kind in ("And", "Or"):
         choose = all if kind == "And" else any
@@ -4488,7 +4489,7 @@ def _split_title(column, is_flat):
 
 
 def _format_cells(rows, column):
-    """Return the cells of a column, numbers with their points below each other, and whether they are numbers."""
+    """Return the cells of a column, and whether they are numbers, whose points are aligned."""
     texts = values = [row.get(column) for row in rows]
     kinds = set(map(type, values))
     # Looked at all at once, because ten thousand strings that need nothing are the usual case.
@@ -4498,7 +4499,9 @@ def _format_cells(rows, column):
         texts = [_show_controls(_format_value(value, digits)[:_LONGEST_LINE]) for value in values]
     texts = [text[:_LONGEST_LINE] for text in texts]
     mean = column + ".mean"  # of groups
-    is_numeric = kinds <= {int, float, type(None)} or "".join(texts).isdigit() or any(mean in row for row in rows)
+    is_numeric = (
+        kinds <= {int, float, type(None)} or "".join(texts).isdigit() or any(mean in row for row in rows)
+    )
     if is_numeric:
         # Padded after the point to one length.
         tails = [len(text.lstrip("-0123456789")) for text in texts]
@@ -4515,21 +4518,25 @@ def _pad(text, size, is_right):
 
 
 def _fit_columns(columns, width):
-    """Choose from *columns*, {name: (title, cells, are numbers)}, what fits into *width*; returns their sizes.
+    """Return the sizes of the columns that fit into *width*.
 
-    First come id, status and one argument, then results, other arguments and the rest of the header. Where not
-    all results fit, strings and titles are cut; numbers never are.
+    columns: {name: (title, cells, whether they are numbers)}. First come id, status and one argument, then
+    results, other arguments and the rest of the header. Where not all results fit, strings and titles are
+    cut; numbers never are.
     """
-    firsts = ["header.expid", "header.status", *[name for name in columns if name.startswith("args.")][:1]]
-    groups = ["summary" if any(name.startswith("summary.") for name in columns) else "metrics", "args", "metrics"]
+    firsts = ["header.expid", "header.status", "header.expid.count"]
+    firsts += [name for name in columns if name.startswith("args.")][:1]
+    has_summary = any(name.startswith("summary.") for name in columns)
+    groups = ["summary" if has_summary else "metrics", "args", "metrics"]
 
     def rank(name):
         group = name.partition(".")[0]
         return -1 if name in firsts else [*groups, group].index(group)
 
     widths = {name: (_width(c[0]), max(map(_width, c[1]), default=0)) for name, c in columns.items()}
+    sizes: "Dict[str, int]"
     for most in _WIDEST_CELLS:
-        sizes, left = {}, width
+        left, sizes = width, {}
         for name in sorted(columns, key=rank):
             title, cell = widths[name]
             size = max(min(title, most), cell if columns[name][2] else min(cell, most))
@@ -4613,11 +4620,11 @@ def _format_experiment(reader, row, texts):
         # --json shows all of an attempt.
         words = [attempt.get(key, "-") for key in ("start-time", "end-time", "host", "pid", "ended")]
         row[f"metadata.attempts.{number}"] = "{} to {} on {}, pid {}: {}".format(*words)
-    sections = [("args (* is not the default)", "args"), ("summary", "summary"), ("metadata", "metadata")]
-    parts = [(title, _take_group(row, group)) for title, group in sections]
+    groups = [("args (* is not the default)", "args"), ("summary", "summary"), ("metadata", "metadata")]
+    sections = [(title, _take_group(row, group)) for title, group in groups]
     if reader.metrics:
-        parts.append(("metrics (last, least and most at their steps)", _describe_metrics(reader.metrics)))
-    for title, pairs in parts:
+        sections.append(("metrics (last, least and most at their steps)", _describe_metrics(reader.metrics)))
+    for title, pairs in sections:
         yield ""
         yield from _format_pairs(title, pairs)
     status = texts["status"] if len(texts["status"]) > 1 else []
@@ -5735,7 +5742,7 @@ _LISTING = """
 directory                DIRECTORY   where the experiments are; default: the project's 'experiments'
 --filter                 EXPRESSION  only rows where it is true: 'args.lr < 1 and args.seed == 3'
 --groupby                COLUMN...   a row for each value: mean, std, count
---over                   COLUMN...   a row for each combination of the other arguments: mean ± std (count)
+--over                   COLUMN...   a row for all that differ only in it: mean ± std (count)
 --sort                   COLUMN...   sort, largest first
 --sort-reverse           COLUMN...   sort, smallest first
 --head                   N           only the first N rows
@@ -5745,7 +5752,7 @@ directory                DIRECTORY   where the experiments are; default: the pro
 --list-columns           -           print the names of the columns
 --normalize-json-values  N           make N levels of dicts columns
 --flat-cols              -           write titles as names: args.lr
---export                 FILE        write the table: .csv, .json, .md, .tex, .pd (for pandas); - is CSV on stdout
+--export                 FILE        write the table to FILE.csv, .json, .md, .tex or .pd (pandas); - is CSV
 --version                -           print the version, and git's hash of this very file
 """
 _EPILOG = """\
@@ -5967,7 +5974,9 @@ def _take_part(options, rows):
 def _arrange(rows, columns, options):
     """Filter, group, sort and cut *rows*, and choose the columns to show: both."""
     everything = rows
-    keys, over = ([_resolve_column(rows, columns, c) for c in names] for names in (options.groupby, options.over))
+    keys, over = (
+        [_resolve_column(rows, columns, c) for c in names] for names in (options.groupby, options.over)
+    )
     if options.filter:
         rows = _filter_rows(rows, list(columns), options.filter)
     if over:

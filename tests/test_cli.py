@@ -865,7 +865,9 @@ def test_a_mean_is_ascii_where_the_terminal_lacks_its_sign(directory):
     assert "0.185 +- 0.27 (3)" in output
 
 
-@pytest.mark.parametrize("words", [["--head", "2"], ["--tail", "2"], ["--head", "9"], ["--head", "3", "--tail", "1"]])
+@pytest.mark.parametrize(
+    "words", [["--head", "2"], ["--tail", "2"], ["--head", "9"], ["--head", "3", "--tail", "1"]]
+)
 def test_a_part_is_the_same_part_of_the_order_by_start(run, directory, words):
     write_experiment(directory, "0", start="2026-03-05T05:06:07.000008")
     expected = run("experiments", "--json", "--sort-reverse", "header.start_time", *words)

@@ -720,7 +720,8 @@ def write_metrics(folder, *lines):
 
 
 @pytest.mark.parametrize(
-    "text", ['{"step": 7, "lo', "# epoch 3", "[1]", '"a"', '{"epoch": 1}', '{"step": "1"}', "", "\0", "[" * 99999]
+    "text",
+    ['{"step": 7, "lo', "# epoch 3", "[1]", '"a"', '{"epoch": 1}', '{"step": "1"}', "", "\0", "[" * 99999],
 )
 def test_a_line_that_is_torn_or_foreign_is_left_out(directory, text):
     lines = ['{"step": 0, "time": 5, "loss": 0.5}', text, '{"step": 1, "time": 6, "loss": 0.25}']

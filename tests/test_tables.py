@@ -344,7 +344,9 @@ def test_results_are_shown_before_further_arguments_and_times():
     for width, count in ((80, 4), (60, 3), (40, 1)):
         titles = meticulous._format_table([row], list(row), width)[1].split()
         assert titles[:3] == ["id", "status", "a"]
-        assert [title for title in titles if title.startswith("va")] == [f"vali...s_{n}" for n in range(count)]
+        assert [title for title in titles if title.startswith("va")] == [
+            f"vali...s_{n}" for n in range(count)
+        ]
 
 
 def test_the_middle_is_cut_because_ends_differ():

@@ -426,7 +426,8 @@ def bench_k(bench):
 def bench_l(bench):
     """Logging metrics."""
     commands = {
-        name: (bench.command(f"log_{name}.py"), bench.make_repo(f"l-{name}")) for name in ("ours", "floor", "start")
+        name: (bench.command(f"log_{name}.py"), bench.make_repo(f"l-{name}"))
+        for name in ("ours", "floor", "start")
     }
     samples = bench.compare(commands, rounds=9)
     ratios = divide(*(subtract(samples[name], samples["start"]) for name in ("ours", "floor")))
