@@ -4227,8 +4227,8 @@ def _group_rows(rows, columns, keys, has_cells=False):
             if column in numeric and values:
                 mean, deviation = _mean_and_deviation(values)
                 if has_cells:
-                    words = [_format_value(mean, 5) or "-", *(["±", "%.2g" % deviation] if deviation else [])]
-                    row[column] = " ".join([*words, f"({len(values)})"])
+                    spread = "" if _is_missing(deviation) else f"± {deviation:.2g} "
+                    row[column] = f"{_format_value(mean, 5) or '-'} {spread}({len(values)})"
                 row[column + ".mean"], row[column + ".std"] = mean, deviation
             row[column + ".count"] = len(values)
         result.append(row)
@@ -4577,7 +4577,7 @@ def _format_table(rows, columns, width=None, is_flat=False, colors=False, messag
         lines = [re.sub(pattern, color, line, count=1) for line in lines]
     omitted = [_show_controls(column) for column in columns if column not in sizes]
     if omitted:
-        note = f"{len(omitted)} columns don't fit: `| less -S` shows all, --columns some:"
+        note = f"Not shown ({len(omitted)}); `| less -S` shows all, --columns some:"
         lines += [_cut(text, width) for text in (note, ", ".join(omitted))]
     return lines
 
@@ -4650,7 +4650,8 @@ def _describe_metrics(rows):
             words.append(f"{title} {_format_value(value, 5)} at {_format_value(step)}")
         odd = [step for step, value in points if value is None or (_is_number(value) and value - value != 0)]
         words += [f"not finite from {_format_value(step)}" for step in odd[:1]]
-        yield f"  {name}", "  ".join([*words, _draw_curve([value for _, value in finite] or [0])])
+        words += [_draw_curve([value for _, value in finite])] if finite else []
+        yield f"  {name}", "  ".join(words)
 
 
 def _draw_curve(values, width=40):
@@ -5942,7 +5943,9 @@ def _list(options):
     # What decides about other rows has to be read of all; so has what is a column, if columns are named.
     directory = _get_directory(options)
     opened = levels or _DEEPEST * options.is_for_people
-    take = None if any([*names, *options.columns, options.list_columns]) else partial(_take_part, options)
+    is_part = (options.head, options.tail) != (None, None)
+    is_part = is_part and not any([*names, *options.columns, options.list_columns])
+    take = partial(_take_part, options) if is_part else None
     rows, problems, warnings = _load_rows(directory, groups, opened, take)
     columns = _find_columns(rows)
     if rows:
@@ -5994,7 +5997,10 @@ def _arrange(rows, columns, options):
         front, last = [*keys, "header.expid.count"], []
         if not (keys or over):
             front = _FRONT + _choose_args(rows, columns, options.args)
-            last = ["header.description", "header.repeats", "header.status_message"]
+            said = [
+                f"{group}.{name}" for group in ("header", "metadata") for name in ("description", "repeats")
+            ]
+            last = [*said, "header.status_message"]
         results = [c for c in columns if c.startswith(("summary.", "metrics."))]
         if over:
             results = [column for column in results if column + ".mean" in columns]

@@ -459,9 +459,9 @@ def test_on_a_terminal_the_table_has_its_width_and_colors(directory):
     write_experiment(directory, "wide", options)
     narrow = run_on_terminal([str(directory)], 60)
     assert "\x1b[31mERROR\x1b[0m" in narrow
-    assert " columns don't fit: `| less -S` shows all" in narrow
+    assert "); `| less -S` shows all, --columns some:" in narrow
     assert "\x1b" not in run_on_terminal([str(directory)], 60, NO_COLOR="1")
-    assert "don't fit" not in run_on_terminal([str(directory)], 500)
+    assert "Not shown" not in run_on_terminal([str(directory)], 500)
     plain = run_on_terminal([str(directory)], 60, NO_COLOR="1").split("\n")
     assert max(len(line) for line in plain) <= 60
 
@@ -699,7 +699,7 @@ def test_fifty_thousand_arguments_and_a_long_text_take_linear_time(run, director
     filtered = ["--filter", "header.expid in ['20', '21']"]
     assert run("experiments", *filtered)[0] == 0
     assert re.search(
-        r"49\d{3} columns don't fit", run_on_terminal(["experiments", *filtered, "--args", "all"], 80)
+        r"Not shown \(49\d{3}\)", run_on_terminal(["experiments", *filtered, "--args", "all"], 80)
     )
     assert run("show", "20")[0] == 0
 
@@ -907,6 +907,14 @@ def test_arguments_that_are_dicts_are_opened_where_they_differ(run, directory):
     assert read_columns(run, *words)[0][4:] == ["args.optimizer.name", "summary.loss"]
     rows = json.loads(run("experiments", *words, "--json")[1])["rows"]
     assert rows[0]["args.optimizer"] == {"name": "adam", "betas": {"b1": 0.9}}
+
+
+@pytest.mark.parametrize("words", [[], ["--filter", "`metadata.githead-sha` != None"]])
+def test_a_description_is_the_last_column(run, directory, words):
+    write_experiment(directory, "20", description="wider\nlayers")
+    table = [line.split() for line in run("experiments", *words)[1].splitlines()]
+    assert table[1][-1] == "description"
+    assert table[6][-1] == "wider\\nlayers"
 
 
 def test_results_that_no_shown_run_has_take_no_column(run):

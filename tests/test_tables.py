@@ -200,9 +200,11 @@ def test_groups_have_mean_deviation_and_count():
 
 def test_cells_of_groups_have_mean_deviation_and_count():
     rows = [{"args.lr": 1, "summary.loss": n, "summary.up": float("inf")} for n in (1, 2.5)]
+    rows[0]["summary.same"] = rows[1]["summary.same"] = 7
     rows.append({"args.lr": 2, "summary.loss": 0.1234567, "summary.note": "a"})
     grouped = meticulous._group_rows(rows, meticulous._find_columns(rows), ["args.lr"], has_cells=True)
     assert [row["summary.loss"] for row in grouped] == ["1.75 ± 1.1 (2)", "0.12346 (1)"]
+    assert grouped[0]["summary.same"] == "7 ± 0 (2)"
     assert grouped[0]["summary.up"] in ("inf (2)", "- (2)")
     assert (grouped[1]["summary.note.count"], "summary.note" in grouped[1]) == (1, False)
 
@@ -313,7 +315,7 @@ def test_a_table_is_cut_to_the_width_and_says_what_was_cut():
     assert all(len(line) <= 40 for line in lines)
     assert lines[1].split() == ["id", "a0", *(f"s{n}" for n in range(8))]
     lines = meticulous._format_table(rows, list(rows[0]), 80)
-    assert lines[-2] == "42 columns don't fit: `| less -S` shows all, --columns some:"
+    assert lines[-2] == "Not shown (42); `| less -S` shows all, --columns some:"
     assert re.match(r"args.a2, args.a3, .*\.\.\..*, summary.s29$", lines[-1])
     assert all(len(line) <= 80 for line in lines)
 
