@@ -4241,7 +4241,7 @@ def _mean_and_deviation(values):
 
     try:
         return mean(values), stdev(values) if len(values) > 1 else None
-    except (ArithmeticError, AttributeError, ValueError):  # for infinity, by the version of Python
+    except (ArithmeticError, AssertionError, AttributeError, ValueError):  # by the version of Python
         return None, None
 
 

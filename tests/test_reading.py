@@ -749,11 +749,20 @@ def test_folders_are_read_alike_by_threads(directory, monkeypatch):
 
 def test_slurm_is_asked_once_by_all_threads(directory, tmp_path, monkeypatch):
     attempt = {"host": "elsewhere", "slurmd-nodename": "n1", "slurm-job-id": 40, "slurm-job-uid": os.getuid()}
-    for number in range(40):
-        write_experiment(directory, number, status="RUNNING", attempts=[attempt])
+    # The first five are read one after the other.
+    folders = [write_experiment(directory, number) for number in range(5)]
+    for number in range(5, 30):
+        folders.append(write_experiment(directory, number, status="RUNNING", attempts=[attempt]))
+    scheduler = meticulous._Scheduler()
+
+    def read_status(folder):
+        reader = ExperimentReader(folder)
+        reader._scheduler = scheduler
+        return reader.status
+
     (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho asked >>{tmp_path}/log\nsleep 0.1\n")
     (tmp_path / "scontrol").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setattr(meticulous, "_SLOW_S", float("-inf"))
-    meticulous._load_rows(str(directory), meticulous._GROUPS[1:], 0)
+    assert meticulous._read_folders(read_status, folders)[5:] == ["RUNNING?"] * 25
     assert (tmp_path / "log").read_text() == "asked\n"

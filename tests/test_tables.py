@@ -376,9 +376,9 @@ def test_a_cut(text, width, shown):
 
 
 def test_numbers_are_never_cut():
-    rows = [{"args.a": 1, "summary.loss": 1234567.5, "summary.b": 0.000001234}]
+    rows = [{"args.a": 1, "summary.loss": loss, "summary.b": 5} for loss in (1234.5, 1.23456e-06)]
     lines = meticulous._format_table(rows, list(rows[0]), 18)
-    assert lines[2].split() == ["1", "1.2346e+06"]
+    assert [line.split() for line in lines[2:4]] == [["1", "1234.5"], ["1", "1.2346e-06"]]
 
 
 def test_the_titles_are_repeated_below_a_long_table_on_a_terminal():
