@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from random import Random
 
 SCRIPTS = Path(__file__).resolve().parent / "scripts"
 PROJECT = SCRIPTS.parent.parent.parent
@@ -426,23 +427,23 @@ def bench_k(bench):
 def bench_l(bench):
     """Logging metrics."""
     commands = {
-        name: (bench.command(f"log_{name}.py"), bench.make_repo(f"l-{name}"))
+        name: (bench.command(f"log_{name}.py"), bench.make_repo(f"m-{name}"))
         for name in ("ours", "floor", "start")
     }
     samples = bench.compare(commands, rounds=9)
     ratios = divide(*(subtract(samples[name], samples["start"]) for name in ("ours", "floor")))
-    bench.add("l", "100,000 `log` calls of 3 values", "`json.dumps` and one write by hand", ratios, 1.3)
+    bench.add("m", "100,000 `log` calls of 3 values", "`json.dumps` and one write by hand", ratios, 1.3)
     for peer in LOGGERS:
         if bench.install_peer(peer):
-            commands[peer] = (bench.command(f"log_{peer}.py", peer=peer), bench.make_repo(f"l-{peer}"))
+            commands[peer] = (bench.command(f"log_{peer}.py", peer=peer), bench.make_repo(f"m-{peer}"))
             samples = bench.compare({name: commands[name] for name in ("ours", peer)}, rounds=3)
             what = f"the same by {LOGGERS[peer]} {bench.versions[peer]}"
-            bench.add("l", what, "`log`: 5 or more is our goal", divide(samples[peer], samples["ours"]))
+            bench.add("m", what, "`log`: 5 or more is our goal", divide(samples[peer], samples["ours"]))
 
 
-def bench_m(bench):
+def bench_n(bench):
     """Reading metrics."""
-    repo = bench.make_repo("m")
+    repo = bench.make_repo("n")
     (repo / "experiments" / "1").mkdir()
     bench.measure(bench.command("points_make.py"), repo)
     names = ("ours", "load")
@@ -450,18 +451,18 @@ def bench_m(bench):
         {name: (bench.command(f"points_{name}.py", "experiments/1"), repo) for name in names}, rounds=7
     )
     ratios = divide(samples["ours"], samples["load"])
-    bench.add("m", "1,000,000 points read", "`json.loads` of the joined lines", ratios, 1.2)
+    bench.add("n", "1,000,000 points read", "`json.loads` of the joined lines", ratios, 1.2)
 
 
-def bench_n(bench):
+def bench_o(bench):
     """Listing where each open takes 0.3 ms."""
     library = bench.folder / "slow_open.so"
     compiler = shutil.which("cc")
     if not compiler:
-        raise SystemExit("Row n needs a C compiler.")
+        raise SystemExit("Row o needs a C compiler.")
     source = str(SCRIPTS.parent / "slow_open.c")
     subprocess.check_call([compiler, "-shared", "-fPIC", "-o", str(library), source, "-ldl"])
-    repo = bench.make_repo("n")
+    repo = bench.make_repo("o")
     bench.measure(bench.command("trivial_ours.py"), repo)
     multiply_experiment(repo / "experiments" / "1", 2000)
     slow = ["env", f"LD_PRELOAD={library}"]
@@ -473,7 +474,32 @@ def bench_n(bench):
     wall = [row / threads for (_, row), (_, threads) in zip(samples["row"], samples["threads"])]
     what, against = "table of 2,000 experiments where an open takes 0.3 ms", "one thread: times faster"
     verdict = "met" if statistics.median(wall) >= 5 else "missed"
-    bench.add_line("n", what, against, "", format_spread(wall), "≥ 5", verdict)
+    bench.add_line("o", what, against, "", format_spread(wall), "≥ 5", verdict)
+
+
+def bench_l(bench):
+    """The report."""
+    repo = bench.make_repo("l")
+    bench.measure(bench.command("trivial_ours.py"), repo)
+    experiments = repo / "experiments"
+    multiply_experiment(experiments / "1", 100)
+    random = Random(1)
+    for number in range(1, 101):
+        rows = [
+            {"step": step, "time": 1764150000 + step / 7, **{name: random.random() for name in "abcde"}}
+            for step in range(1000)
+        ]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (experiments / str(number) / "metrics.jsonl").write_text(lines)
+    commands = {
+        "report": (bench.command("command.py", "report", "experiments"), repo),
+        "load": (bench.command("metrics_load.py", "experiments"), repo),
+    }
+    samples = bench.compare(commands, rounds=9)
+    size = (repo / "report.html").stat().st_size
+    what = f"report of 100 experiments with 5 curves of 1,000 points, {size / 1e6:.1f} MB"
+    ratios = divide(samples["report"], samples["load"])
+    bench.add("l", what, "a loop that loads their metrics", ratios, 1.5)
 
 
 def platform_python(python):
