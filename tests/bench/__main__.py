@@ -425,6 +425,31 @@ def bench_k(bench):
 
 
 def bench_l(bench):
+    """The report."""
+    repo = bench.make_repo("l")
+    bench.measure(bench.command("trivial_ours.py"), repo)
+    experiments = repo / "experiments"
+    multiply_experiment(experiments / "1", 100)
+    random = Random(1)
+    for number in range(1, 101):
+        rows = [
+            {"step": step, "time": 1764150000 + step / 7, **{name: random.random() for name in "abcde"}}
+            for step in range(1000)
+        ]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (experiments / str(number) / "metrics.jsonl").write_text(lines)
+    commands = {
+        "report": (bench.command("command.py", "report", "experiments"), repo),
+        "load": (bench.command("metrics_load.py", "experiments"), repo),
+    }
+    samples = bench.compare(commands, rounds=9)
+    size = (repo / "report.html").stat().st_size
+    what = f"report of 100 experiments with 5 curves of 1,000 points, {size / 1e6:.1f} MB"
+    ratios = divide(samples["report"], samples["load"])
+    bench.add("l", what, "a loop that loads their metrics", ratios, 1.5)
+
+
+def bench_m(bench):
     """Logging metrics."""
     commands = {
         name: (bench.command(f"log_{name}.py"), bench.make_repo(f"m-{name}"))
@@ -475,31 +500,6 @@ def bench_o(bench):
     what, against = "table of 2,000 experiments where an open takes 0.3 ms", "one thread: times faster"
     verdict = "met" if statistics.median(wall) >= 5 else "missed"
     bench.add_line("o", what, against, "", format_spread(wall), "≥ 5", verdict)
-
-
-def bench_l(bench):
-    """The report."""
-    repo = bench.make_repo("l")
-    bench.measure(bench.command("trivial_ours.py"), repo)
-    experiments = repo / "experiments"
-    multiply_experiment(experiments / "1", 100)
-    random = Random(1)
-    for number in range(1, 101):
-        rows = [
-            {"step": step, "time": 1764150000 + step / 7, **{name: random.random() for name in "abcde"}}
-            for step in range(1000)
-        ]
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (experiments / str(number) / "metrics.jsonl").write_text(lines)
-    commands = {
-        "report": (bench.command("command.py", "report", "experiments"), repo),
-        "load": (bench.command("metrics_load.py", "experiments"), repo),
-    }
-    samples = bench.compare(commands, rounds=9)
-    size = (repo / "report.html").stat().st_size
-    what = f"report of 100 experiments with 5 curves of 1,000 points, {size / 1e6:.1f} MB"
-    ratios = divide(samples["report"], samples["load"])
-    bench.add("l", what, "a loop that loads their metrics", ratios, 1.5)
 
 
 def platform_python(python):
