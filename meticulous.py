@@ -3532,13 +3532,9 @@ def _format_value(value, digits=15):
     return "%.*g" % (digits, value) if isinstance(value, float) else _dump_cell(value)
 
 
-def _is_ascii(text):
-    return len(text) == len(text.encode("utf-8", "replace"))
-
-
 def _width(text):
     """Return how many cells of a terminal *text* takes."""
-    if _is_ascii(text):
+    if len(text) == len(text.encode("utf-8", "replace")):  # all of it is ASCII
         return len(text)
     from unicodedata import category, east_asian_width
 
@@ -3546,15 +3542,19 @@ def _width(text):
 
 
 def _cut(text, width):
-    """Cut *text* to *width* cells of a terminal, with '...' in the place of what was cut."""
+    """Cut *text* to *width* cells of a terminal; '...' replaces its middle."""
+    # Not its end, because paths and names differ there more often.
+    # No character takes less than a cell for long, so that what is much longer need not be measured.
+    if len(text) <= 4 * width and _width(text) <= width:
+        return text
     from itertools import accumulate
 
-    short = text[: 4 * width]  # no character takes less than a cell for long
-    if short == text and _width(text) <= width:
-        return text
-    end = "..."[:width]
-    kept = sum(total <= width - len(end) for total in accumulate(map(_width, short)))
-    return short[:kept] + end
+    def keep(text, width):
+        return text[: sum(total <= width for total in accumulate(map(_width, text[:width])))]
+
+    dots = "..."[:width]
+    right = (width - len(dots)) // 2
+    return keep(text, width - len(dots) - right) + dots + keep(text[: -width - 1 : -1], right)[::-1]
 
 
 # === Records on disk ==========================================================
@@ -3569,6 +3569,8 @@ _JOB_NAMES = (
     " {slurm-het-job-id}+{slurm-het-job-offset} {slurm-job-id}.{slurm-step-id}"
 )
 _GROUPS = ["header", "args", "default_args", "metadata", "summary"]
+_SLOW_S = 0.0002  # who waits longer for a folder waits for a network: the files of a local disk are in memory
+_THREADS = 16
 
 if TYPE_CHECKING:
     from functools import cached_property as _lazy
@@ -3596,13 +3598,21 @@ def _get_seconds(values, name):
     return value if _is_number(value) and abs(value) < 1e12 else None
 
 
-def _parse_line(line):
+def _parse_points(text):
+    """Return the rows of metrics in *text*; lines that are torn or another tool's have none."""
     from json import loads
 
-    try:
-        return loads(line.decode("utf-8"))
-    except ValueError:
-        return None
+    def parse(text):
+        try:
+            return loads("[" + text + "]")
+        except (ValueError, RecursionError):
+            return None
+
+    text, numbers = text.strip(), {int, float}
+    points = parse(text.replace("\n", ","))  # all at once takes half of the time
+    if points is None:
+        points = [point for line in text.split("\n") for point in parse(line) or ()]
+    return [point for point in points if type(point) is dict and type(point.get("step")) in numbers]
 
 
 class ExperimentReader:
@@ -3613,6 +3623,7 @@ class ExperimentReader:
     """
 
     _decode: "Any" = None
+    _lock = type(_session.lock)()  # so that Slurm is asked once, whatever the number of threads
 
     def __init__(self, curexpdir: "Union[str, os.PathLike[str]]") -> None:
         self.curexpdir: str = os.fspath(curexpdir).rstrip("/") or "/"
@@ -3709,17 +3720,10 @@ class ExperimentReader:
 
         Left out are rows of earlier attempts whose step is not below the first step of a later one.
         """
-        from json import loads
-
         try:
-            lines = _read_file(self.curexpdir + "/metrics.jsonl").splitlines()
+            rows = _parse_points(_read_file(self.curexpdir + "/metrics.jsonl").decode("utf-8", "replace"))
         except OSError:
             return []
-        try:
-            rows = loads(b"[" + b",".join(lines) + b"]")
-        except ValueError:  # the last line is torn, or one is another tool's
-            rows = [row for row in map(_parse_line, lines) if row is not None]
-        rows = [row for row in rows if isinstance(row, dict) and _is_number(row.get("step"))]
         for attempt in self.attempts[1:]:
             start = _get_seconds(attempt, "start-epoch") or 0
             later = next(
@@ -3836,12 +3840,13 @@ class ExperimentReader:
             return None
         from threading import Timer
 
-        timer = Timer(_WAIT_S, _warn, ["waiting for Slurm, which is asked whether jobs still run ..."])
-        try:
-            timer.start()
-            return _is_running(attempt, self._scheduler if may_ask else None)
-        finally:
-            timer.cancel()
+        with self._lock:
+            timer = Timer(_WAIT_S, _warn, ["waiting for Slurm, which is asked whether jobs still run ..."])
+            try:
+                timer.start()
+                return _is_running(attempt, self._scheduler if may_ask else None)
+            finally:
+                timer.cancel()
 
     def _describe_end(self, attempt, is_running):
         """Return the status and the message of a process that is not known to run."""
@@ -3856,10 +3861,10 @@ class ExperimentReader:
 
 
 def _list_folders(directory):
-    """Return the names of the experiments in *directory*. Raises FolderException."""
+    """Return the paths of the experiments in *directory*. Raises FolderException."""
     try:
         with os.scandir(directory) as entries:
-            return [entry.name for entry in entries if entry.name[0] != "." and _is_experiment(entry)]
+            return [entry.path for entry in entries if entry.name[0] != "." and _is_experiment(entry)]
     except OSError as error:
         raise FolderException(directory, f"can't be listed: {_explain(error)}.", error.errno) from error
 
@@ -3872,13 +3877,19 @@ def _is_experiment(entry):
         return True
 
 
-def _read_folders(directory, make_reader=ExperimentReader):
-    """Yield a reader of each experiment in *directory*, in any order. Raises FolderException."""
-    scheduler, prefix = _Scheduler(), os.path.join(directory, "")
-    for name in _list_folders(directory):
-        reader = make_reader(prefix + name)
-        reader._scheduler = scheduler
-        yield reader
+def _read_folders(read, folders):
+    """Return a list of read(folder), by several threads where files open slowly: NFS, Lustre."""
+    results, waits = [], []
+    for folder in folders[:5]:
+        began = time.perf_counter() - time.process_time()
+        results.append(read(folder))
+        waits.append(time.perf_counter() - time.process_time() - began)
+    if min(waits, default=0) < _SLOW_S:
+        return results + [read(folder) for folder in folders[5:]]  # threads would take four times as long
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return results + list(pool.map(read, folders[5:]))
 
 
 def _flatten(values, levels):
@@ -3944,14 +3955,18 @@ class Experiments:
 
     def refresh_experiments(self) -> None:
         """List the directory again, and forget what was read."""
-        readers = _read_folders(self._directory, self.reader)
-        self._readers = {os.path.basename(reader.curexpdir): reader for reader in readers}
+        scheduler, self._readers = _Scheduler(), {}
+        for path in _list_folders(self._directory):
+            reader = self._readers[os.path.basename(path)] = self.reader(path)
+            reader._scheduler = scheduler
         self.__dict__.pop("experiments", None)
 
     @_lazy
     def experiments(self) -> "Dict[str, ExperimentReader]":
         """The readers by id, in the order of their start times."""
-        return dict(sorted(self._readers.items(), key=lambda item: item[1].sort_key))
+        names = list(self._readers)
+        keys = _read_folders(lambda name: (self._readers[name].sort_key, name), names)
+        return {name: self._readers[name] for _, name in sorted(keys)}
 
     def __getitem__(self, experiment_id: str) -> ExperimentReader:
         return self._readers[str(experiment_id)]
@@ -4021,32 +4036,64 @@ def _find_directory(project_directory):
 _COMPARED = r"args\.|summary\.|metadata\.githead|header\.(status|duration)"
 
 
+def _choose_groups(names):
+    """Return the groups of columns to load if *names* are asked for; metadata and metrics have the most."""
+    asked = [group for group in ("metadata", "metrics") if any(group in name for name in names)]
+    return ["args", "default_args", "summary", *asked]
+
+
 def _read_row(reader, groups=(*_GROUPS[1:], "metrics"), levels=0):
     """Return the row of an experiment, with its duration; *levels* of dicts in values are opened."""
     values = reader.df_vars([group for group in groups if group != "metrics"])
     values["header"]["duration"] = reader.duration
     if "metadata" not in groups:
         # Of the metadata, people see only what was said of a run.
-        said = {name: reader.metadata.get(name) for name in ("description", "repeats")}
-        values["header"].update((name, text) for name, text in said.items() if text)
+        for name in ("description", "repeats"):
+            if reader.metadata.get(name):
+                values["header"][name] = reader.metadata[name]
+    points: "List[Dict[str, Any]]" = []
     if "metrics" in groups:
-        last = {name: value for point in reader.metrics for name, value in point.items()}
-        values["metrics"] = {name: last[name] for name in last if name not in ("step", "time")}
+        points = reader.metrics
+    elif reader.status.startswith("RUNNING") and not reader.summary:  # what it logged last
+        points = _parse_points("\n".join(reader.read_lines("metrics.jsonl")))
+    last = values["metrics"] = {name: value for point in points for name, value in point.items()}
+    for name in ("step", "time"):
+        last.pop(name, None)
     return _make_row(values, levels)
 
 
-def _load_rows(directory, groups, levels):
-    """Return rows by start time; by experiment, what could not be read, and what ran but is not committed."""
-    # Not in the order of time, because then all would have to be read before the first is done with: with ten
-    # thousand readers, memory matters.
-    found, problems, warnings = [], {}, {}
-    for reader in _read_folders(directory):
-        found.append((reader.sort_key, _read_row(reader, groups, levels)))
+def _load_rows(directory, groups, levels, take=None):
+    """Return rows by start time; by experiment, what could not be read, and what ran but is not committed.
+
+    take: chooses from the list of all, in that order; of the others only metadata.json is read.
+    """
+    import gc
+
+    scheduler, problems, warnings = _Scheduler(), {}, {}
+
+    # Neither keeps the reader: with ten thousand of them, memory matters.
+    def read_start(path):
+        return ExperimentReader(path).sort_key, path
+
+    def read(path):
+        reader = ExperimentReader(path)
+        reader._scheduler = scheduler
+        row = _read_row(reader, groups, levels)
         problems.update(_list_problems([reader]))
         if reader.code_warning:
             warnings[reader.expid] = [reader.code_warning]
-    found.sort(key=lambda item: item[0])
-    return [row for _, row in found], problems, warnings
+        return reader.sort_key, row
+
+    folders, was_enabled = _list_folders(directory), gc.isenabled()
+    gc.disable()  # All that is loaded stays: looking for garbage in it would take a quarter of the time.
+    try:
+        if take:
+            folders = [path for _, path in take(sorted(_read_folders(read_start, folders)))]
+        rows = [row for _, row in sorted(_read_folders(read, folders))]
+    finally:
+        if was_enabled:
+            gc.enable()
+    return rows, problems, warnings
 
 
 def _list_problems(readers):
@@ -4113,12 +4160,15 @@ def _is_changed(row, column):
     return "default_" + column not in row or _differ(row.get(column), row["default_" + column])
 
 
+def _differs(rows, column):
+    return any(_differ(row.get(column), rows[0].get(column)) for row in rows)
+
+
 def _is_telling(rows, column):
     """Return whether an argument differs between rows or, where it is known, from the default."""
-    if any(_differ(row.get(column), rows[0].get(column)) for row in rows):
-        return True
     known = [row for row in rows if "default_" + column in row]
-    return any(_is_changed(row, column) for row in known) or (len(rows) == 1 and not known)
+    is_changed = any(_is_changed(row, column) for row in known) or (len(rows) == 1 and not known)
+    return is_changed or _differs(rows, column)
 
 
 def _choose_args(rows, columns, mode):
@@ -4133,29 +4183,34 @@ def _choose_args(rows, columns, mode):
         return []
     if mode == "non-default":
         return [c for c in args if any(_is_changed(row, c) for row in rows if c in row)]
-    return args if mode == "all" else [c for c in args if _is_telling(rows, c)]
+    # Those that differ come first, because not all may fit.
+    told = [column for column in args if _is_telling(rows, column)]
+    return args if mode == "all" else sorted(told, key=lambda column: not _differs(rows, column))
 
 
 def _sort_rows(rows, columns, descending):
     """Sort by *columns*; numbers come before strings, rows without a value last."""
     for column in reversed(columns):
-        rows = sorted(rows, key=lambda row: _sort_key(row.get(column)), reverse=descending)  # noqa: B023
-        rows.sort(key=lambda row: _is_missing(row.get(column)))  # noqa: B023
+        # A cell of a group is a string.
+        values = [row.get(column + ".mean", row.get(column)) for row in rows]
+        pairs = [(_sort_key(value), row) for value, row in zip(values, rows) if not _is_missing(value)]
+        pairs.sort(key=lambda pair: pair[0], reverse=descending)
+        missing = [row for value, row in zip(values, rows) if _is_missing(value)]
+        rows = [row for _, row in pairs] + missing
     return rows
 
 
 def _sort_key(value):
-    if _is_missing(value):
-        return 2, 0, ""
     if isinstance(value, str) and value.isdecimal():
         return 0, float(value), value  # as it is shown, like a number: most ids are such strings
     return (0, value, "") if isinstance(value, (int, float)) else (1, 0, str(value))
 
 
-def _group_rows(rows, columns, keys):
+def _group_rows(rows, columns, keys, has_cells=False):
     """Return one row for each combination of values in the columns *keys*.
 
     Other columns of numbers give NAME.mean, NAME.std (of the sample) and NAME.count, the rest NAME.count.
+    With *has_cells*, numbers give NAME too: 'mean ± std (count)'.
     """
     rows = [{column: row[column] for column in row if not _is_missing(row[column])} for row in rows]
     groups: "Dict[Any, Any]" = {}
@@ -4170,8 +4225,12 @@ def _group_rows(rows, columns, keys):
         row = {key: members[0].get(key) for key in keys}
         for column in others:
             values = [member[column] for member in members if column in member]
-            if column in numeric:
-                row[column + ".mean"], row[column + ".std"] = _mean_and_deviation(values)
+            if column in numeric and values:
+                mean, deviation = _mean_and_deviation(values)
+                if has_cells:
+                    spread = "" if _is_missing(deviation) else f"± {deviation:.2g} "
+                    row[column] = f"{_format_value(mean, 5) or '-'} {spread}({len(values)})"
+                row[column + ".mean"], row[column + ".std"] = mean, deviation
             row[column + ".count"] = len(values)
         result.append(row)
     return _sort_rows(result, keys, descending=False)
@@ -4183,7 +4242,7 @@ def _mean_and_deviation(values):
 
     try:
         return mean(values), stdev(values) if len(values) > 1 else None
-    except (ArithmeticError, AttributeError, ValueError):  # for infinity, by the version of Python
+    except (ArithmeticError, AssertionError, AttributeError, ValueError):  # by the version of Python
         return None, None
 
 
@@ -4225,10 +4284,8 @@ _FILTER_WORDS = (
     r"""|(?P<operator>&&?|\|\|?)"""
 )
 # ast's names of all that a filter may use; Num, Str and NameConstant are those of Python 3.7 and older.
-_SYNTAX = set(
-    "Expression Load Name Constant Num Str NameConstant List Tuple BoolOp And Or UnaryOp Not Invert UAdd USub"  # noqa: SIM905
-    " BinOp Add Sub Mult Div Compare Eq NotEq In NotIn Is IsNot Lt LtE Gt GtE".split()
-)
+_CONSTANTS = ("Constant", "Num", "Str", "NameConstant")
+_SYNTAX = set("Name List Tuple And Or Not Invert UAdd USub Add Sub Mult Div Compare".split())  # noqa: SIM905
 _OPERATORS = {"Add": "add", "Sub": "sub", "Mult": "mul", "Div": "truediv"}
 _OPERATORS.update({"Lt": "lt", "LtE": "le", "Gt": "gt", "GtE": "ge"})
 
@@ -4236,8 +4293,10 @@ _OPERATORS.update({"Lt": "lt", "LtE": "le", "Gt": "gt", "GtE": "ge"})
 def _filter_rows(rows, columns, text):
     """Return the rows for which the expression *text* is true. Raises QueryException."""
     try:
-        tree = _parse_filter(rows, columns, text)
-        return [row for row in rows if _truth(_evaluate(tree, row))]
+        tree, names = _parse_filter(text)
+        resolve = lambda name: _resolve_column(rows, columns, names.get(name, name))  # noqa: E731
+        evaluate = _compile_filter(tree, rows, resolve)
+        return [row for row in rows if _truth(evaluate(row))]
     except QueryException as error:
         odd = [f"`{c}`" for c in columns if c in text and f"`{c}`" not in text and re.search(r"[^\w.]", c)]
         hint = f" In backticks it is one name: {odd[0]}." if odd else ""
@@ -4246,8 +4305,8 @@ def _filter_rows(rows, columns, text):
         raise QueryException(f"The filter {_cut(text, 60)!r}: {error}.") from None
 
 
-def _parse_filter(rows, columns, text):
-    """Return the syntax tree of a filter; each node has its kind, its parts, and a column or a constant."""
+def _parse_filter(text):
+    """Return the syntax tree of a filter, and the columns that are meant by the names in it."""
     import ast
     import warnings
 
@@ -4268,62 +4327,60 @@ def _parse_filter(rows, columns, text):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tree = ast.parse(re.sub(_FILTER_WORDS, replace_word, text).strip(), mode="eval")
+            return ast.parse(re.sub(_FILTER_WORDS, replace_word, text).strip(), mode="eval").body, names
     except (SyntaxError, ValueError, MemoryError):
         raise QueryException("it can't be parsed; odd names go in backticks: `args.a-b`.") from None
-    nodes: "List[Any]" = list(ast.walk(tree))
-    for kind in (type(node).__name__ for node in nodes):
-        if kind not in _SYNTAX:
-            raise QueryException(f"{kind} is not understood; there are and or not in == < + - * /.")
-    for node in reversed(nodes):  # from the inside to the outside
-        node.kind = type(getattr(node, "op", node)).__name__
-        node.parts = [part for part in ast.iter_child_nodes(node) if isinstance(part, ast.expr)]
-        if node.kind == "Name":
-            node.column = _resolve_column(rows, columns, names.get(node.id, node.id))
-        elif node.kind in ("Constant", "Num", "Str", "NameConstant"):
-            node.value = ast.literal_eval(node)
-            if not isinstance(node.value, (str, int, float, type(None))):
-                raise QueryException(f"{node.value!r} is not understood.")
-        elif node.kind == "Compare":
-            for operator, left, right in zip(node.ops, node.parts, node.parts[1:]):
-                if isinstance(operator, (ast.Eq, ast.NotEq, ast.In, ast.NotIn)):
-                    _check_types(rows, left, right)
-                    _check_types(rows, right, left)
-    return tree.body
 
 
-def _check_types(rows, node, other):
-    """Raise QueryException if *node* is a column and *other* a constant that no value of it can equal."""
-    if node.kind != "Name":
-        return
-    kinds = {_type(row.get(node.column)) for row in rows} - {"nothing"}
-    parts = other.parts if other.kind in ("List", "Tuple") else [other]
-    constants = [getattr(part, "value", None) for part in parts]
+def _compile_filter(node, rows, resolve):
+    """Return a function that computes the value of *node*, part of a filter, for a row."""
+    import ast
+
+    kind = type(getattr(node, "op", node)).__name__
+    if kind not in _SYNTAX and kind not in _CONSTANTS:
+        raise QueryException(f"{kind} is not understood; there are and or not in == < + - * /.")
+    if kind in _CONSTANTS:
+        constant = ast.literal_eval(node)
+        if not isinstance(constant, (str, int, float, type(None))):
+            raise QueryException(f"{constant!r} is not understood.")
+        return lambda row: constant
+    if kind == "Name":
+        column = resolve(node.id)
+        return lambda row: None if _is_missing(row.get(column)) else row[column]
+    nodes: "Any" = [part for part in ast.iter_child_nodes(node) if isinstance(part, ast.expr)]
+    parts = [_compile_filter(part, rows, resolve) for part in nodes]
+    if kind in ("And", "Or"):
+        choose = all if kind == "And" else any
+        return lambda row: choose(_truth(part(row)) for part in parts)
+    if kind in ("Not", "Invert"):
+        return lambda row: not _truth(parts[0](row))
+    if kind in ("List", "Tuple"):
+        return lambda row: [part(row) for part in parts]
+    if kind != "Compare":
+        # A sign is a sum with 0.
+        return lambda row: _operate(kind.lstrip("U"), *[0, *(part(row) for part in parts)][-2:])
+    kinds = [type(operator).__name__ for operator in node.ops]
+    for place, operator in enumerate(kinds):
+        for this, other in ((place, place + 1), (place + 1, place)):
+            if operator in ("Eq", "NotEq", "In", "NotIn") and isinstance(nodes[this], ast.Name):
+                # For a row without values, what is not a constant is None.
+                _check_types(resolve(nodes[this].id), map(parts[this], rows), parts[other]({}))
+
+    def compare(row):
+        values = [part(row) for part in parts]
+        return all(map(_operate, kinds, values, values[1:]))
+
+    return compare
+
+
+def _check_types(column, values, constants):
+    """Raise QueryException if none of a column's *values* can equal one of the constants."""
+    kinds = {_type(value) for value in values} - {"nothing"}
+    constants = constants if isinstance(constants, list) else [constants]
     if kinds and constants and not any(c is None or kinds & {_type(c), "list"} for c in constants):
-        problem = f"{node.column} is a {min(kinds)}, and {constants[0]!r} a {_type(constants[0])}"
+        problem = f"{column} is a {min(kinds)}, and {constants[0]!r} a {_type(constants[0])}"
         hint = f": write '{constants[0]}'" if kinds == {"text"} and _is_number(constants[0]) else ""
         raise QueryException(f"{problem}{hint}.")
-
-
-def _evaluate(node, row):
-    """Return the value of a node of a filter for *row*."""
-    kind = node.kind
-    if kind == "Name":
-        return None if _is_missing(row.get(node.column)) else row[node.column]
-    if hasattr(node, "value"):
-        return node.value
-    parts = (_evaluate(part, row) for part in node.parts)
-    if kind in ("And", "Or"):
-        return (all if kind == "And" else any)(map(_truth, parts))
-    values = list(parts)
-    if kind == "Compare":
-        kinds = [type(operator).__name__ for operator in node.ops]
-        return all(map(_operate, kinds, values, values[1:]))
-    if kind in ("List", "Tuple"):
-        return values
-    if kind in ("Not", "Invert"):
-        return not _truth(*values)
-    return _operate(kind[-3:], 0, *values) if kind in ("UAdd", "USub") else _operate(kind, *values)
 
 
 def _type(value):
@@ -4348,13 +4405,12 @@ def _operate(kind, left, right):
     """
     import operator
 
-    if isinstance(right, list) and not isinstance(left, list):
-        kind = {"Eq": "In", "NotEq": "NotIn"}.get(kind, kind)  # as in pandas
-    if kind in ("In", "NotIn"):
-        is_possible = isinstance(right, list) or not (left is None or right is None)
-        return (is_possible and left in right) == (kind == "In")
-    if kind in ("Eq", "NotEq", "Is", "IsNot"):
-        return (left == right) == (kind in ("Eq", "Is"))
+    is_choice = isinstance(right, list)
+    if "In" in kind or ("Eq" in kind and is_choice and not isinstance(left, list)):  # as in pandas
+        is_possible = is_choice or not (left is None or right is None)
+        return (is_possible and left in right) != ("Not" in kind)
+    if "Eq" in kind or "Is" in kind:
+        return (left == right) != ("Not" in kind)
     if left is None or right is None:
         return None
     if kind in ("Add", "Sub", "Mult", "Div") and {_type(left), _type(right)} != {"number"}:
@@ -4377,7 +4433,8 @@ _TITLES = {
     "header.expid.count": "runs",
 }
 _COLORS = {"SUCCESS": "32", "RUNNING": "36", "ERROR": "31", "DEAD": "31", "RUNNING?": "33", "UNKNOWN": "33"}
-_WIDEST_CELL = 40
+_WIDEST_CELLS = (40, 20, 10)  # the narrower ones where otherwise not all results fit
+_LONG_TABLE = 40  # rows: more than a terminal shows at once
 _LONGEST_LINE = 1000
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX.update((c, "\\" + c) for c in "&%$#_{}")
@@ -4432,80 +4489,98 @@ def _split_title(column, is_flat):
     return ("", column) if is_flat or not name else ("" if group == "header" else group, name)
 
 
-def _format_column(rows, column, titles):
-    """Format a column as strings of one width, its two titles first, numbers with their points aligned."""
+def _format_cells(rows, column):
+    """Return the cells of a column, and whether they are numbers, whose points are aligned."""
     texts = values = [row.get(column) for row in rows]
     kinds = set(map(type, values))
     # Looked at all at once, because ten thousand strings that need nothing are the usual case.
     if kinds != {str} or not "".join(values).isprintable():
         # Results are measured, arguments are chosen: only the former are rounded.
-        digits = 5 if column.startswith("summary.") else 15
+        digits = 5 if column.startswith(("summary.", "metrics.")) else 15
         texts = [_show_controls(_format_value(value, digits)[:_LONGEST_LINE]) for value in values]
     texts = [text[:_LONGEST_LINE] for text in texts]
-    is_numeric = kinds <= {int, float, type(None)} or "".join(texts).isdigit()
+    mean = column + ".mean"  # of groups
+    is_numeric = (
+        kinds <= {int, float, type(None)} or "".join(texts).isdigit() or any(mean in row for row in rows)
+    )
     if is_numeric:
         # Padded after the point to one length.
         tails = [len(text.lstrip("-0123456789")) for text in texts]
         longest = max(tails, default=0)
         texts = [text + " " * (longest - tail) for text, tail in zip(texts, tails)]
-    texts = [titles[0], _show_controls(titles[1]), *texts]
-    measure = len if _is_ascii("".join(texts)) else _width
-    if max(map(measure, texts)) > _WIDEST_CELL:
-        texts = [_cut(text, _WIDEST_CELL) for text in texts]
-    widths = list(map(measure, texts))
-    widest = max(widths)
-    fills = [" " * (widest - width) for width in widths]
-    if not is_numeric:
-        return [text + fill for text, fill in zip(texts, fills)]
-    return [texts[0] + fills[0]] + [fill + text for text, fill in zip(texts[1:], fills[1:])]
+    return texts, is_numeric
 
 
-def _fit_columns(columns, widths, width, has_messages):
-    """Choose what fits into *width*: the header's columns, then in turn arguments, results and the rest."""
-    from itertools import chain, zip_longest
+def _pad(text, size, is_right):
+    """Return *text* in *size* cells of a terminal."""
+    text = _cut(text, size)
+    fill = " " * (size - _width(text))
+    return fill + text if is_right else text + fill
 
-    groups: "Dict[str, List[str]]" = {}
-    for column in columns:
-        groups.setdefault(column.partition(".")[0], []).append(column)
-    chosen = groups.pop("header", [])
-    left = width - sum(widths[column] + 2 for column in chosen) + 2
-    if has_messages:
-        left -= left // 3
-    for column in chain(*zip_longest(*groups.values())):
-        if column is not None and (widths[column] + 2 <= left or not chosen):
-            chosen.append(column)
-            left -= widths[column] + 2
-    taken = set(chosen)
-    return [column for column in columns if column in taken]
+
+def _fit_columns(columns, width):
+    """Return the sizes of the columns that fit into *width*.
+
+    columns: {name: (title, cells, whether they are numbers)}. First come id, status and one argument, then
+    results, other arguments and the rest of the header. Where not all results fit, strings and titles are
+    cut; numbers never are.
+    """
+    firsts = ["header.expid", "header.status", "header.expid.count"]
+    firsts += [name for name in columns if name.startswith("args.")][:1]
+    has_summary = any(name.startswith("summary.") for name in columns)
+    groups = ["summary" if has_summary else "metrics", "args", "metrics"]
+
+    def rank(name):
+        group = name.partition(".")[0]
+        return -1 if name in firsts else [*groups, group].index(group)
+
+    widths = {name: (_width(c[0]), max(map(_width, c[1]), default=0)) for name, c in columns.items()}
+    sizes: "Dict[str, int]"
+    for most in _WIDEST_CELLS:
+        left, sizes = width, {}
+        for name in sorted(columns, key=rank):
+            title, cell = widths[name]
+            size = max(min(title, most), cell if columns[name][2] else min(cell, most))
+            if not sizes or size <= left:
+                sizes[name] = min(size, width)
+                left -= size + 2
+        if all(name in sizes or rank(name) > 1 for name in columns):
+            break
+    return sizes
 
 
 def _format_table(rows, columns, width=None, is_flat=False, colors=False, messages=()):
     """Format a table for people, as a list of lines; *messages* (one a row) follow each row's last value.
 
-    With a *width*, columns that don't fit are left out, and the last line names them.
+    With a *width*, columns that don't fit are left out, and the last lines name them.
     """
-    cells, above = {}, ""
-    for column in columns:
-        group, title = _split_title(column, is_flat)
-        cells[column] = _format_column(rows, column, ["" if group == above else _show_controls(group), title])
-        above = group
-    widths = {column: _width(texts[0]) for column, texts in cells.items()}
-    shown = _fit_columns(columns, widths, width, any(messages)) if width else columns
-    lines = ["  ".join(line).rstrip() for line in zip(*(cells[column] for column in shown))]
-    for number, message in enumerate(messages, 2):
-        if message:
-            lines[number] += "  " + _show_controls(message[:_LONGEST_LINE])
-    if width:
-        lines = [_cut(line, width) for line in lines]
+    titles = {column: [_show_controls(text) for text in _split_title(column, is_flat)] for column in columns}
+    cells = {column: (titles[column][1], *_format_cells(rows, column)) for column in columns}
+    limit = width or sys.maxsize
+    sizes = _fit_columns(cells, limit)
+    groups, above, place, padded = "", "", 0, []
+    for column in filter(sizes.__contains__, columns):
+        (group, title), (_, texts, is_numeric), size = titles[column], cells[column], sizes[column]
+        padded.append([_pad(text, size, is_numeric) for text in (title, *texts)])
+        if group != above:
+            groups = (groups + " " * bool(groups)).ljust(min(place, limit - len(group))) + group
+        above, place = group, place + size + 2
+    lines = ["  ".join(line).rstrip() for line in zip(*padded)]
+    for number, message in enumerate(messages, 1):
+        left = min(limit, _LONGEST_LINE) - _width(lines[number]) - 2
+        if message and left > 9:
+            lines[number] += "  " + _cut(_show_controls(message[:_LONGEST_LINE]), left)
+    head = [line for line in (groups[:width], lines[0]) if line]
+    lines = head + lines[1:] + head * (width is not None and len(rows) > _LONG_TABLE)
     if colors:
         pattern = rf"(?<= )({'|'.join(map(re.escape, _COLORS))})(?= |$)"
         color = lambda match: f"\x1b[{_COLORS[match.group()]}m{match.group()}\x1b[0m"  # noqa: E731
         lines = [re.sub(pattern, color, line, count=1) for line in lines]
-    fits = set(shown)
-    omitted = [_show_controls(column) for column in columns if column not in fits]
+    omitted = [_show_controls(column) for column in columns if column not in sizes]
     if omitted:
-        lines.append(_cut(f"Not shown ({len(omitted)}), for want of width: {', '.join(omitted)}", width))
-    return lines if lines[0] else lines[1:]
+        note = f"Not shown ({len(omitted)}); `| less -S` shows all, --columns some:"
+        lines += [_cut(text, width) for text in (note, ", ".join(omitted))]
+    return lines
 
 
 def _shorten_times(rows):
@@ -4546,14 +4621,13 @@ def _format_experiment(reader, row, texts):
         # --json shows all of an attempt.
         words = [attempt.get(key, "-") for key in ("start-time", "end-time", "host", "pid", "ended")]
         row[f"metadata.attempts.{number}"] = "{} to {} on {}, pid {}: {}".format(*words)
-    for group, note in (("args", " (* is not the default)"), ("summary", ""), ("metadata", "")):
-        yield ""
-        yield from _format_pairs(group + note, _take_group(row, group))
+    groups = [("args (* is not the default)", "args"), ("summary", "summary"), ("metadata", "metadata")]
+    sections = [(title, _take_group(row, group)) for title, group in groups]
     if reader.metrics:
+        sections.append(("metrics (last, least and most at their steps)", _describe_metrics(reader.metrics)))
+    for title, pairs in sections:
         yield ""
-        yield from _format_pairs(
-            "metrics (last, least and most at their steps)", _describe_metrics(reader.metrics)
-        )
+        yield from _format_pairs(title, pairs)
     status = texts["status"] if len(texts["status"]) > 1 else []
     titles = ("stdout, its end", "stderr, its end", "STATUS", "code", "could not be read")
     parts = (texts["stdout"], texts["stderr"], status, [reader.code_warning], reader.problems)
@@ -4567,33 +4641,29 @@ def _format_experiment(reader, row, texts):
 
 def _describe_metrics(rows):
     """Yield each metric's name, and its last, least and most value with their steps, and a curve."""
-    names = dict.fromkeys(name for row in rows for name in row if name not in ("step", "time"))
-    for name in names:
+    for name in dict.fromkeys(name for row in rows for name in row if name not in ("step", "time")):
         points = [(row["step"], row[name]) for row in rows if name in row]
         # Near the largest float, differences overflow.
         finite = [(step, value) for step, value in points if _is_number(value) and abs(value) < 1e300]
-        words = [f"{_format_value(points[-1][1], 5)}"]
-        for choose, title in ((min, "min"), (max, "max")):
-            if finite:
-                step, value = choose(finite, key=lambda point: point[1])
-                words.append(f"{title} {_format_value(value, 5)} at {_format_value(step)}")
-        odd = [step for step, value in points if value is None or value in (float("inf"), float("-inf"))]
-        if odd:
-            words.append(f"not finite from {_format_value(odd[0])}")
-        words.append(_draw_curve([value for _, value in finite]))
+        words = [_format_value(points[-1][1], 5)]
+        for choose, title in ((min, "min"), (max, "max")) if finite else ():
+            step, value = choose(finite, key=lambda point: point[1])
+            words.append(f"{title} {_format_value(value, 5)} at {_format_value(step)}")
+        odd = [step for step, value in points if value is None or (_is_number(value) and value - value != 0)]
+        words += [f"not finite from {_format_value(step)}" for step in odd[:1]]
+        words += [_draw_curve([value for _, value in finite])] if finite else []
         yield f"  {name}", "  ".join(words)
 
 
 def _draw_curve(values, width=40):
     """Draw *values* as a line of characters: each shows the extreme of its part, so that a spike stays."""
     blocks = "▁▂▃▄▅▆▇█" if _encodable("█", sys.stdout) == "█" else "_.-~=+*#"
-    if not values:
-        return ""
-    low, high, mean = min(values), max(values), sum(values) / len(values)
-    size = max(1, -(-len(values) // width))
-    parts = [values[start : start + size] for start in range(0, len(values), size)]
-    extremes = [max(part, key=lambda value: abs(value - mean)) for part in parts]
-    return "".join(blocks[int((value - low) / (high - low or 1) * 7.99)] for value in extremes)
+    low, high, mean, curve = min(values), max(values), sum(values) / len(values), ""
+    size = -(-len(values) // width)
+    for start in range(0, len(values), size):
+        extreme = max(values[start : start + size], key=lambda value: abs(value - mean))
+        curve += blocks[int((extreme - low) / (high - low or 1) * 7.99)]
+    return curve
 
 
 def _take_group(row, group):
@@ -5597,6 +5667,7 @@ _LISTING = """
 directory                DIRECTORY   where the experiments are; default: the project's 'experiments'
 --filter                 EXPRESSION  only rows where it is true: 'args.lr < 1 and args.seed == 3'
 --groupby                COLUMN...   a row for each value: mean, std, count
+--over                   COLUMN...   a row for all that differ only in it: mean ± std (count)
 --sort                   COLUMN...   sort, largest first
 --sort-reverse           COLUMN...   sort, smallest first
 --head                   N           only the first N rows
@@ -5606,7 +5677,7 @@ directory                DIRECTORY   where the experiments are; default: the pro
 --list-columns           -           print the names of the columns
 --normalize-json-values  N           make N levels of dicts columns
 --flat-cols              -           write titles as names: args.lr
---export                 FILE        write FILE.csv, .json, .md, .tex or .pd (for pandas); - is CSV on stdout
+--export                 FILE        write the table to FILE.csv, .json, .md, .tex or .pd (pandas); - is CSV
 --version                -           print the version, and git's hash of this very file
 """
 _EPILOG = """\
@@ -5632,7 +5703,21 @@ class _NothingFound(QueryException):
 
 
 def _print(lines):
-    sys.stdout.write(_encodable("".join(line + "\n" for line in lines), sys.stdout))
+    text = "".join(line + "\n" for line in lines)
+    if _encodable("±", sys.stdout) != "±":
+        text = text.replace("±", "+-")
+    sys.stdout.write(_encodable(text, sys.stdout))
+    return _FOUND
+
+
+def _answer(options, rows, lines, **more):
+    """Print *rows* and *more* as JSON, if that is asked for, or else *lines*."""
+    return _print([_format_json(rows, _find_columns(rows), **more)] if options.json else lines)
+
+
+def _get_directory(options):
+    directory = getattr(options, "directory", "") or options.experiments_directory
+    return directory or _find_directory(options.project_directory)
 
 
 def _parse(name, words):
@@ -5671,11 +5756,11 @@ def _parse(name, words):
 def _find_reader(options, text):
     """Return the reader of the one experiment that an ID, a path or a job means."""
     job = getattr(options, "job", "")
-    if bool(text) == bool(job):  # an empty one is an unset variable of a shell
+    if bool(text) == bool(job or getattr(options, "filter", "")):  # an empty one is an unset variable
         raise QueryException("Name an experiment, by its ID or its path; for `show` by --job JOB too.")
     if os.path.dirname(text) and os.path.exists(os.path.join(text, "STATUS")):
         return ExperimentReader(os.path.abspath(text))
-    directory = options.experiments_directory or _find_directory(options.project_directory)
+    directory = _get_directory(options)
     experiments = Experiments(experiments_directory=directory)
     readers = experiments.find(text) if text else experiments.find_job(job)
     what = repr(text) if text else f"of job {job}"
@@ -5690,16 +5775,15 @@ def _find_reader(options, text):
 def _path(options):
     """Print the path of an experiment, or of each one that matches a filter, for xargs."""
     if options.filter and not options.id:
-        directory = options.experiments_directory or _find_directory(options.project_directory)
-        rows, _, _ = _load_rows(directory, (*_GROUPS[1:], "metrics"), 0)
-        found = _filter_rows(rows, _find_columns(rows), options.filter) if rows else []
-        names = [row["header.expid"] for row in found]
+        directory = _get_directory(options)
+        rows, _, _ = _load_rows(directory, _choose_groups([options.filter]), 0)
+        rows = _filter_rows(rows, _find_columns(rows), options.filter) if rows else []
+        names = [row["header.expid"] for row in rows]
     else:
-        reader = _find_reader(options, options.id)
-        directory, names = os.path.dirname(reader.curexpdir), [reader.expid]
+        directory, name = os.path.split(_find_reader(options, options.id).curexpdir)
+        names = [name]
     paths = [os.path.abspath(os.path.join(directory, name)) for name in names]
-    rows = [{"header.expid": name, "path": path} for name, path in zip(names, paths)]
-    _print([_format_json(rows, ["header.expid", "path"])] if options.json else paths)
+    _answer(options, [{"header.expid": name, "path": path} for name, path in zip(names, paths)], paths)
     return _FOUND if names else _NOTHING_FOUND
 
 
@@ -5745,23 +5829,16 @@ def _diff(options):
     rows = [_read_row(reader) for reader in readers]
     differences, stat = _list_differences(rows), _diff_commits(readers)
     pairs = [(d["column"], _format_difference(d["values"], d["difference"])) for d in differences]
-    title = " -> ".join(reader.expid for reader in readers)
-    lines = [*_format_pairs(title, pairs), "", *map(_show_controls, stat.split("\n"))]
-    lines += [
-        _show_controls(f"{reader.expid}: {reader.code_warning}") for reader in readers if reader.code_warning
-    ]
+    names = [reader.expid for reader in readers]
+    lines = [*_format_pairs(" -> ".join(names), pairs), "", *map(_show_controls, stat.split("\n"))]
+    warnings = [f"{reader.expid}: {reader.code_warning}" for reader in readers if reader.code_warning]
     packages = [set(str(reader.metadata.get("packages", "")).split("\n")) for reader in readers]
     changed = [" ".join(sorted(own - other)) or "-" for own, other in (packages, packages[::-1])]
+    lines += map(_show_controls, warnings)
     if changed != ["-", "-"]:
-        lines += ["", *_format_pairs("packages", zip([reader.expid for reader in readers], changed))]
-    more = {
-        "differences": differences,
-        "stat": stat,
-        "packages": changed,
-        "problems": _list_problems(readers),
-    }
-    _print([_format_json(rows, _find_columns(rows), **more)] if options.json else lines)
-    return _FOUND
+        lines += ["", *_format_pairs("packages", zip(names, changed))]
+    more = {"differences": differences, "stat": stat, "packages": changed}
+    return _answer(options, rows, lines, **more, problems=_list_problems(readers))
 
 
 def _describe_version():
@@ -5774,33 +5851,26 @@ def _describe_version():
 
 
 def _list(options):
-    import gc
+    from functools import partial
 
     if options.version:
-        _print([_describe_version()])
-        return _FOUND
+        return _print([_describe_version()])
     export_format = "csv" if options.export == "-" else os.path.splitext(options.export)[1][1:].lower()
     if options.export and export_format not in _FORMATS:
         raise QueryException(f"--export {options.export!r}: the extension is one of .{', .'.join(_FORMATS)}.")
     levels = options.normalize_json_values or 0
     if min(levels, options.tail or 0, options.head or 0) < 0:
         raise QueryException("--head, --tail and --normalize-json-values take no negative numbers.")
-    options.is_for_people = not (options.columns or options.export or options.json or options.list_columns)
-    names = [options.filter, *options.groupby, *options.sort, *options.sort_reverse]
-    # Metadata has the most columns, and people see none of them.
-    needs_metadata = not options.is_for_people or any("metadata" in name for name in names)
-    groups = [group for group in _GROUPS[1:] if group != "metadata" or needs_metadata]
-    if not options.is_for_people or any("metrics" in name for name in names):
-        groups.append("metrics")
-    directory = options.directory or options.experiments_directory
-    directory = directory or _find_directory(options.project_directory)
-    was_enabled = gc.isenabled()
-    gc.disable()  # All that is loaded stays: looking for garbage in it would take a quarter of the time.
-    try:
-        rows, problems, warnings = _load_rows(directory, groups, levels)
-    finally:
-        if was_enabled:
-            gc.enable()
+    options.is_for_people = not (options.columns or options.json or options.list_columns)
+    names = [options.filter, *options.groupby, *options.over, *options.sort, *options.sort_reverse]
+    groups = _choose_groups(names if options.is_for_people else _GROUPS + ["metrics"])
+    # What decides about other rows has to be read of all; so has what is a column, if columns are named.
+    directory = _get_directory(options)
+    opened = levels or _DEEPEST * options.is_for_people
+    is_part = (options.head, options.tail) != (None, None)
+    is_part = is_part and not any([*names, *options.columns, options.list_columns])
+    take = partial(_take_part, options) if is_part else None
+    rows, problems, warnings = _load_rows(directory, groups, opened, take)
     columns = _find_columns(rows)
     if rows:
         rows, columns = _arrange(rows, columns, options)
@@ -5822,27 +5892,44 @@ def _list(options):
     return _FOUND if rows else _NOTHING_FOUND
 
 
+def _take_part(options, rows):
+    """Return the first and of these the last rows that --head and --tail ask for."""
+    rows = rows[: options.head]
+    return rows if options.tail is None else rows[max(0, len(rows) - options.tail) :]
+
+
 def _arrange(rows, columns, options):
     """Filter, group, sort and cut *rows*, and choose the columns to show: both."""
     everything = rows
-    keys = [_resolve_column(everything, columns, name) for name in options.groupby]
+    keys, over = (
+        [_resolve_column(rows, columns, c) for c in names] for names in (options.groupby, options.over)
+    )
     if options.filter:
         rows = _filter_rows(rows, list(columns), options.filter)
-    if keys:
-        rows = everything = _group_rows(rows, columns, keys)
+    if over:
+        inside = tuple(column + "." for column in keys + over)
+        others = [c for c in columns if c.startswith("args.") and not (c + ".").startswith(inside)]
+        keys += [column for column in others if _differs(rows, column)]
+    if keys or over:
+        rows = everything = _group_rows(rows, columns, keys, bool(over))
         columns = [*keys, *(column for column in _find_columns(rows) if column not in keys)]
     for names, descending in ((options.sort_reverse, False), (options.sort, True)):
         names = [_resolve_column(everything, columns, name) for name in names]
         rows = _sort_rows(rows, names, descending)
-    rows = rows[: options.head]
-    if options.tail is not None:
-        rows = rows[max(0, len(rows) - options.tail) :]
-    results = [column for column in columns if column.startswith("summary.")]
-    if options.is_for_people and keys:
-        columns = [*keys, "header.expid.count", *results]
-    elif options.is_for_people:
-        said = [column for column in ("header.description", "header.repeats") if column in columns]
-        columns = _FRONT + said + _choose_args(rows, columns, options.args) + results
+    rows = _take_part(options, rows)
+    if options.is_for_people:
+        front, last = [*keys, "header.expid.count"], []
+        if not (keys or over):
+            front = _FRONT + _choose_args(rows, columns, options.args)
+            said = [
+                f"{group}.{name}" for group in ("header", "metadata") for name in ("description", "repeats")
+            ]
+            last = [*said, "header.status_message"]
+        results = [c for c in columns if c.startswith(("summary.", "metrics."))]
+        if over:
+            results = [column for column in results if column + ".mean" in columns]
+        # Not those that are empty.
+        columns = front + [c for c in results + last if any(row.get(c) not in (None, "") for row in rows)]
     elif options.args:
         shown = _choose_args(rows, [c for c in columns if c not in keys], options.args)
         others = [c for c in columns if c in keys or not c.startswith(("args.", "default_args."))]
@@ -5879,8 +5966,9 @@ def _format_problems(problems, what):
 def _format_listing(rows, columns, options):
     """Format a table for the terminal that stdout is, or for a pipe, which has no width."""
     messages, width, environment = [], None, os.environ
-    if options.is_for_people and not options.groupby:
+    if options.is_for_people and "header.duration" in columns:
         messages = [row["header.status_message"] for row in rows]
+        columns = [column for column in columns if column != "header.status_message"]
         _shorten_times(rows)
     colors = bool(environment.get("FORCE_COLOR"))  # https://force-color.org and https://no-color.org
     if sys.stdout.isatty():
@@ -5896,7 +5984,7 @@ def _report(options):
         options.directory or options.experiments_directory or _find_directory(options.project_directory)
     )
     options.is_for_people = not options.columns
-    rows, _, _ = _load_rows(directory, _GROUPS[1:], options.normalize_json_values or 0)
+    rows, _, _ = _load_rows(directory, _GROUPS[1:], options.normalize_json_values or _DEEPEST)
     columns = _find_columns(rows)
     over = [_resolve_column(rows, columns, name) for name in getattr(options, "over", [])]
     runs = _filter_rows(rows, columns, options.filter) if options.filter and rows else rows

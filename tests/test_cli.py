@@ -230,7 +230,8 @@ def test_export(run, directory, ending):
         with open(str(path), newline="") as file:
             rows = list(csv.DictReader(file))
         assert [row["header.expid"] for row in rows] == ["1", "2", "3", "12"]
-        assert rows[0]["default_args.seed"] == "0"
+        assert list(rows[0])[-3:] == ["args.lr", "summary.loss", "header.status_message"]
+        assert rows[3]["header.status_message"] == "ValueError: no such thing"
     if ending == "json":
         assert json.loads(text)["rows"][3]["header.status"] == "ERROR"
 
@@ -252,6 +253,8 @@ def test_export(run, directory, ending):
         (["show", ""], "Name an experiment"),
         (["show", "--job", ""], "Name an experiment"),
         (["path", ""], "Name an experiment"),
+        (["path", "1", "--filter", "args.lr > 5"], "Name an experiment"),
+        (["experiments", "--over", "seed"], "no column 'seed': did you mean args.seed"),
         (["path", "1", "--experiments-directory", "missing"], "missing"),
         (["experiments", "--nonsense"], "--nonsense"),
     ],
@@ -456,11 +459,11 @@ def test_on_a_terminal_the_table_has_its_width_and_colors(directory):
     write_experiment(directory, "wide", options)
     narrow = run_on_terminal([str(directory)], 60)
     assert "\x1b[31mERROR\x1b[0m" in narrow
-    assert "), for want of width: " in narrow
+    assert "); `| less -S` shows all, --columns some:" in narrow
     assert "\x1b" not in run_on_terminal([str(directory)], 60, NO_COLOR="1")
     assert "Not shown" not in run_on_terminal([str(directory)], 500)
     plain = run_on_terminal([str(directory)], 60, NO_COLOR="1").split("\n")
-    assert max(len(line) for line in plain if not line.startswith("Not shown")) <= 60
+    assert max(len(line) for line in plain) <= 60
 
 
 def test_a_pipe_gets_no_colors_and_all_columns(directory):
@@ -815,3 +818,117 @@ def test_what_was_said_of_a_run_is_in_the_table(run, directory):
     table = run()[1].splitlines()
     assert "description" in table[1] and "repeats" in table[1]
     assert "once more" in next(line for line in table if line.startswith("again"))
+
+
+def read_columns(run, *words):
+    """Return the header and the rows of the table as it is exported."""
+    code, out, _ = run("experiments", "--export", "-", *words)
+    assert code == 0
+    return list(csv.reader(out.splitlines()))
+
+
+def test_over_seeds_there_is_one_row_with_the_mean(run, directory):
+    for number, seed in enumerate((1, 2), 20):
+        write_experiment(directory, number, {"lr": 0.01, "seed": seed, "model": "net"}, {"loss": 0.05 + seed})
+    write_experiment(directory, 22, {"lr": 5, "seed": 1, "model": "net"}, {"loss": 5e-07})
+    words = ["--over", "args.seed", "--filter", "header.status == 'SUCCESS'"]
+    out = run("experiments", *words)[1]
+    assert [line.split() for line in out.split("\n")[1:-1]] == [
+        ["lr", "runs", "loss"],
+        ["0.001", "1", "0.005", "(1)"],
+        ["0.01", "3", "1.05", "±", "1", "(3)"],
+        ["0.1", "1", "0.5", "(1)"],
+        ["5", "1", "5e-07", "(1)"],
+    ]
+    best = read_columns(run, *words, "--sort", "summary.loss", "--head", "1")
+    assert best == [["args.lr", "header.expid.count", "summary.loss"], ["0.01", "3", "1.05 ± 1 (3)"]]
+    row = json.loads(run("experiments", *words, "--json")[1])["rows"][1]
+    assert (row["args.lr"], row["summary.loss"]) == (0.01, "1.05 ± 1 (3)")
+    assert (row["summary.loss.mean"], row["summary.loss.std"]) == (1.05, pytest.approx(1))
+    assert run("report", *words)[0] == 0
+    assert "1.05 ± 1 (3)" in (directory.parent / "report.html").read_text(encoding="utf-8")
+
+
+def test_over_all_that_differs_there_is_one_row(run):
+    assert read_columns(run, "--over", "args.lr", "args.seed")[1:] == [["4", "0.185 ± 0.27 (3)"]]
+
+
+def test_over_a_part_of_a_dict(run, directory):
+    for number, (lr, seed) in enumerate([(1, 1), (1, 2), (3, 1)], 20):
+        write_experiment(directory, number, {"net": {"lr": lr, "seed": seed}}, {"loss": lr * seed})
+    words = ["--over", "args.net.seed", "--filter", "args.net.lr > 0"]
+    assert read_columns(run, *words)[1:] == [["1", "2", "1.5 ± 0.71 (2)"], ["3", "1", "3 (1)"]]
+
+
+def test_a_mean_is_ascii_where_the_terminal_lacks_its_sign(directory):
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    words = [str(directory), "--over", "args.lr"]
+    output = subprocess.check_output(COMMAND + words, env=environment).decode("ascii")
+    assert "0.185 +- 0.27 (3)" in output
+
+
+@pytest.mark.parametrize(
+    "words", [["--head", "2"], ["--tail", "2"], ["--head", "9"], ["--head", "3", "--tail", "1"]]
+)
+def test_a_part_is_the_same_part_of_the_order_by_start(run, directory, words):
+    write_experiment(directory, "0", start="2026-03-05T05:06:07.000008")
+    expected = run("experiments", "--json", "--sort-reverse", "header.start_time", *words)
+    assert run("experiments", "--json", *words) == expected
+
+
+def test_a_tail_reads_only_what_it_shows(directory, tmp_path):
+    trace = tmp_path / "trace"
+    source = """
+        import builtins, os, sys
+        opened, read = [], os.open
+        os.open = lambda path, *rest, **more: opened.append(str(path)) or read(path, *rest, **more)
+        import meticulous
+        meticulous.main(sys.argv[2:])
+        open(sys.argv[1], "w").write("\\n".join(opened))
+    """
+    words = [str(trace), str(directory), "--tail", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    subprocess.check_call([sys.executable, "-c", textwrap.dedent(source), *words], env=environment)
+    opened = [path for path in trace.read_text().split("\n") if path.startswith(str(directory))]
+    assert str(directory / "12" / "STATUS") in opened
+    assert {path.rpartition("/")[2] for path in opened if "/12/" not in path} == {"metadata.json"}
+
+
+def test_arguments_that_differ_come_before_those_that_only_changed(run, directory):
+    for number in (20, 21):
+        args = {"changed": 5, "differs": number}
+        write_experiment(directory, number, args, default_args={"changed": 4, "differs": 20})
+    words = ["--filter", "header.expid in ['20', '21']"]
+    assert read_columns(run, *words)[0][4:] == ["args.differs", "args.changed", "summary.loss"]
+
+
+def test_arguments_that_are_dicts_are_opened_where_they_differ(run, directory):
+    for number, name in enumerate(("adam", "sgd"), 20):
+        write_experiment(directory, number, {"optimizer": {"name": name, "betas": {"b1": 0.9}}})
+    words = ["--filter", "header.expid in ['20', '21']"]
+    assert read_columns(run, *words)[0][4:] == ["args.optimizer.name", "summary.loss"]
+    rows = json.loads(run("experiments", *words, "--json")[1])["rows"]
+    assert rows[0]["args.optimizer"] == {"name": "adam", "betas": {"b1": 0.9}}
+
+
+@pytest.mark.parametrize("words", [[], ["--filter", "`metadata.githead-sha` != None"]])
+def test_a_description_is_the_last_column(run, directory, words):
+    write_experiment(directory, "20", description="wider\nlayers")
+    table = run("experiments", *words)[1].splitlines()
+    assert table[1].endswith("  description")
+    assert [line.split()[0] for line in table if line.endswith("wider\\nlayers")] == ["20"]
+
+
+def test_results_that_no_shown_run_has_take_no_column(run):
+    words = ["--filter", "header.status == 'ERROR'"]
+    assert read_columns(run, *words)[0][4:] == ["header.status_message"]
+
+
+def test_a_running_experiment_shows_what_it_logged_last(run, directory):
+    folder = write_experiment(directory, "20", summary={}, status="RUNNING")
+    lines = ["%d," % number + "x" * 70000 + "\n" for number in range(2)]
+    (folder / "metrics.jsonl").write_text("".join(lines) + '{"step": 3, "time": 5, "acc": 0.75}\n')
+    assert read_columns(run, "--filter", "header.expid == '20'")[0][-2] == "metrics.acc"
+    (folder / "STATUS").write_text("SUCCESS")
+    assert "metrics" not in run("experiments")[1]
+    assert "metrics" in run("experiments", "--sort", "metrics.acc")[1]

@@ -708,3 +708,61 @@ def test_types_are_those_that_the_docstrings_promise(tmp_path):
     options = ["--strict", "--follow-imports=silent", "--cache-dir", str(tmp_path / "cache")]
     output, errors, code = api.run([*options, str(tmp_path / "user.py")])
     assert code == 0, output + errors
+
+
+# --- metrics
+
+
+def write_metrics(folder, *lines):
+    folder.mkdir(exist_ok=True)
+    (folder / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
+    return ExperimentReader(str(folder))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"step": 7, "lo', "# epoch 3", "[1]", '"a"', '{"epoch": 1}', '{"step": "1"}', "", "\0", "[" * 99999],
+)
+def test_a_line_that_is_torn_or_foreign_is_left_out(directory, text):
+    lines = ['{"step": 0, "time": 5, "loss": 0.5}', text, '{"step": 1, "time": 6, "loss": 0.25}']
+    assert [row["step"] for row in write_metrics(directory / "1", *lines).metrics] == [0, 1]
+    assert [row["step"] for row in write_metrics(directory / "1", *lines[:2]).metrics] == [0]
+
+
+def test_steps_that_fall_back_in_one_attempt_are_kept(directory):
+    lines = ['{"step": %d, "time": 5}' % step for step in (100, 1, 200)]
+    assert [row["step"] for row in write_metrics(directory / "1", *lines).metrics] == [100, 1, 200]
+
+
+# --- slow file systems
+
+
+def test_folders_are_read_alike_by_threads(directory, monkeypatch):
+    for number in range(20, 60):
+        write_experiment(directory, number, status="RUNNING" if number % 2 else "SUCCESS")
+    expected = meticulous._load_rows(str(directory), meticulous._GROUPS[1:], 0)
+    names = list(read(directory).experiments)
+    monkeypatch.setattr(meticulous, "_SLOW_S", float("-inf"))
+    assert meticulous._load_rows(str(directory), meticulous._GROUPS[1:], 0) == expected
+    assert list(read(directory).experiments) == names
+
+
+def test_slurm_is_asked_once_by_all_threads(directory, tmp_path, monkeypatch):
+    attempt = {"host": "elsewhere", "slurmd-nodename": "n1", "slurm-job-id": 40, "slurm-job-uid": os.getuid()}
+    # The first five are read one after the other.
+    folders = [write_experiment(directory, number) for number in range(5)]
+    for number in range(5, 30):
+        folders.append(write_experiment(directory, number, status="RUNNING", attempts=[attempt]))
+    scheduler = meticulous._Scheduler()
+
+    def read_status(folder):
+        reader = ExperimentReader(folder)
+        reader._scheduler = scheduler
+        return reader.status
+
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho asked >>{tmp_path}/log\nsleep 0.1\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(meticulous, "_SLOW_S", float("-inf"))
+    assert meticulous._read_folders(read_status, folders)[5:] == ["RUNNING?"] * 25
+    assert (tmp_path / "log").read_text() == "asked\n"

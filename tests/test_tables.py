@@ -86,6 +86,8 @@ def choose(text, rows=ROWS):
         ("args.lr != [0.1, 1]", "2"),
         ("args.lr in [0.1, 'auto']", "14"),
         ("args.name == ['sgd', None]", "234"),
+        ("args.lr in [args.mixed, 1]", "3"),
+        ("args.name == 'sgd' or 1 / 0 > args.lr or args.lambda + 1 == 6", "24"),
         ("args.place.host == 'n1'", "4"),
         ("header.expid == '1'", "1"),
         ("header.expid in ['1', \"2\"]", "12"),
@@ -196,6 +198,17 @@ def test_groups_have_mean_deviation_and_count():
     assert "summary.note.mean" not in grouped[1]
 
 
+def test_cells_of_groups_have_mean_deviation_and_count():
+    rows = [{"args.lr": 1, "summary.loss": n, "summary.up": float("inf")} for n in (1, 2.5)]
+    rows[0]["summary.same"] = rows[1]["summary.same"] = 7
+    rows.append({"args.lr": 2, "summary.loss": 0.1234567, "summary.note": "a"})
+    grouped = meticulous._group_rows(rows, meticulous._find_columns(rows), ["args.lr"], has_cells=True)
+    assert [row["summary.loss"] for row in grouped] == ["1.75 ± 1.1 (2)", "0.12346 (1)"]
+    assert grouped[0]["summary.same"] == "7 ± 0 (2)"
+    assert grouped[0]["summary.up"] in ("inf (2)", "- (2)")
+    assert (grouped[1]["summary.note.count"], "summary.note" in grouped[1]) == (1, False)
+
+
 def test_equal_texts_and_numbers_are_groups_of_their_own():
     rows = [{"args.n": 1}, {"args.n": "1"}, {"args.n": True}, {"args.n": None}, {}, {"args.n": [1]}]
     assert [row.get("args.n") for row in meticulous._group_rows(rows, ["args.n"], ["args.n"])].count(
@@ -300,10 +313,10 @@ def test_a_table_is_cut_to_the_width_and_says_what_was_cut():
     ]
     lines = meticulous._format_table(rows, list(rows[0]), 40)
     assert all(len(line) <= 40 for line in lines)
-    assert lines[1].split() == ["id", "a0", "a1", "a2", "a3", "s0", "s1", "s2"]
-    assert lines[-1] == "Not shown (53), for want of width: ar..."
+    assert lines[1].split() == ["id", "a0", *(f"s{n}" for n in range(8))]
     lines = meticulous._format_table(rows, list(rows[0]), 80)
-    assert re.match(r"Not shown \(\d\d\), for want of width: args.a\d+, .*\.\.\.$", lines[-1])
+    assert lines[-2] == "Not shown (42); `| less -S` shows all, --columns some:"
+    assert re.match(r"args.a2, args.a3, .*\.\.\..*, summary.s29$", lines[-1])
     assert all(len(line) <= 80 for line in lines)
 
 
@@ -319,6 +332,66 @@ def test_a_message_follows_the_last_value_of_its_row():
     lines = meticulous._format_table(rows, ["header.expid", "summary.loss"], messages=["", "ValueError: no"])
     assert lines[-1] == " 2  ValueError: no" or lines[-1].split() == ["2", "ValueError:", "no"]
     assert lines[-2].split() == ["1", "0.5"]
+
+
+def test_results_are_shown_before_further_arguments_and_times():
+    row = {
+        "header.expid": "1",
+        "header.status": "SUCCESS",
+        "header.start_time": "11-23 09:58",
+        "args.a": "x" * 40,
+    }
+    row.update({f"args.b{n}": n for n in range(20)})
+    row.update({f"summary.validation_loss_{n}": 0.123456 for n in range(4)})
+    for width, count in ((80, 4), (60, 3), (40, 1)):
+        titles = meticulous._format_table([row], list(row), width)[1].split()
+        assert titles[:3] == ["id", "status", "a"]
+        assert [title for title in titles if title.startswith("va")] == [
+            f"vali...s_{n}" for n in range(count)
+        ]
+
+
+def test_the_middle_is_cut_because_ends_differ():
+    rows = [{"args.data": f"/cluster/scratch/user/data/imagenet/v{n}/train"} for n in range(2)]
+    assert meticulous._format_table(rows, ["args.data"], 20)[2:] == [
+        "/cluster/...v0/train",
+        "/cluster/...v1/train",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "shown"),
+    [
+        ("abcdefghij", 10, "abcdefghij"),
+        ("abcdefghij", 9, "abc...hij"),
+        ("abcdefghij", 8, "abc...ij"),
+        ("abcdefghij", 3, "..."),
+        ("abcdefghij", 2, ".."),
+        ("漢字漢字漢字", 9, "漢...字"),
+        ("x" * 100 + "y" * 4000000, 5, "x...y"),
+    ],
+)
+def test_a_cut(text, width, shown):
+    assert meticulous._cut(text, width) == shown
+
+
+def test_numbers_are_never_cut():
+    rows = [{"args.a": 1, "summary.loss": loss, "summary.b": 5} for loss in (1234.5, 1.23456e-06)]
+    lines = meticulous._format_table(rows, list(rows[0]), 18)
+    assert [line.split() for line in lines[2:4]] == [["1", "1234.5"], ["1", "1.2346e-06"]]
+
+
+def test_the_titles_are_repeated_below_a_long_table_on_a_terminal():
+    rows = [{"header.expid": str(n), "args.lr": n} for n in range(41)]
+    lines = meticulous._format_table(rows, list(rows[0]), 80)
+    assert lines[:2] == lines[-2:]
+    assert meticulous._format_table(rows[:40], list(rows[0]), 80)[-1].split() == ["39", "39"]
+    assert meticulous._format_table(rows, list(rows[0]))[-1].split() == ["40", "40"]
+
+
+def test_a_narrow_last_column_has_the_complete_name_of_its_group():
+    rows = [{"header.expid": "1", "summary.x": 5}]
+    assert meticulous._format_table(rows, list(rows[0]), 9)[0] == "  summary"
 
 
 def test_flat_titles_have_their_groups():

@@ -24,6 +24,12 @@ SCRIPTS = Path(__file__).resolve().parent / "scripts"
 PROJECT = SCRIPTS.parent.parent.parent
 BEGIN, END = "<!-- benchmark: begin -->\n", "<!-- benchmark: end -->"
 PEERS = ("sacred", "dvclive")
+LOGGERS = {
+    "tensorboardX": "tensorboardX's SummaryWriter",
+    "dvclive": "dvclive",
+    "sacred": "sacred's log_scalar",
+    "lightning": "Lightning's CSVLogger",
+}
 DOC = "one trivial experiment"
 MOST_CALLS = 24
 
@@ -441,6 +447,59 @@ def bench_l(bench):
     what = f"report of 100 experiments with 5 curves of 1,000 points, {size / 1e6:.1f} MB"
     ratios = divide(samples["report"], samples["load"])
     bench.add("l", what, "a loop that loads their metrics", ratios, 1.5)
+
+
+def bench_m(bench):
+    """Logging metrics."""
+    commands = {
+        name: (bench.command(f"log_{name}.py"), bench.make_repo(f"m-{name}"))
+        for name in ("ours", "floor", "start")
+    }
+    samples = bench.compare(commands, rounds=9)
+    ratios = divide(*(subtract(samples[name], samples["start"]) for name in ("ours", "floor")))
+    bench.add("m", "100,000 `log` calls of 3 values", "`json.dumps` and one write by hand", ratios, 1.3)
+    for peer in LOGGERS:
+        if bench.install_peer(peer):
+            commands[peer] = (bench.command(f"log_{peer}.py", peer=peer), bench.make_repo(f"m-{peer}"))
+            samples = bench.compare({name: commands[name] for name in ("ours", peer)}, rounds=3)
+            what = f"the same by {LOGGERS[peer]} {bench.versions[peer]}"
+            bench.add("m", what, "`log`: 5 or more is our goal", divide(samples[peer], samples["ours"]))
+
+
+def bench_n(bench):
+    """Reading metrics."""
+    repo = bench.make_repo("n")
+    (repo / "experiments" / "1").mkdir()
+    bench.measure(bench.command("points_make.py"), repo)
+    names = ("ours", "load")
+    samples = bench.compare(
+        {name: (bench.command(f"points_{name}.py", "experiments/1"), repo) for name in names}, rounds=7
+    )
+    ratios = divide(samples["ours"], samples["load"])
+    bench.add("n", "1,000,000 points read", "`json.loads` of the joined lines", ratios, 1.2)
+
+
+def bench_o(bench):
+    """Listing where each open takes 0.3 ms."""
+    library = bench.folder / "slow_open.so"
+    compiler = shutil.which("cc")
+    if not compiler:
+        raise SystemExit("Row o needs a C compiler.")
+    source = str(SCRIPTS.parent / "slow_open.c")
+    subprocess.check_call([compiler, "-shared", "-fPIC", "-o", str(library), source, "-ldl"])
+    repo = bench.make_repo("o")
+    bench.measure(bench.command("trivial_ours.py"), repo)
+    multiply_experiment(repo / "experiments" / "1", 2000)
+    slow = ["env", f"LD_PRELOAD={library}"]
+    commands = {
+        "threads": (slow + bench.command("command.py", "experiments"), repo),
+        "row": (slow + bench.command("table_row.py", "experiments"), repo),
+    }
+    samples = bench.compare(commands, rounds=5)
+    wall = [row / threads for (_, row), (_, threads) in zip(samples["row"], samples["threads"])]
+    what, against = "table of 2,000 experiments where an open takes 0.3 ms", "one thread: times faster"
+    verdict = "met" if statistics.median(wall) >= 5 else "missed"
+    bench.add_line("o", what, against, "", format_spread(wall), "≥ 5", verdict)
 
 
 def platform_python(python):

@@ -1,0 +1,4 @@
+from meticulous import Experiment
+
+with Experiment():
+    pass
