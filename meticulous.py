@@ -56,6 +56,7 @@ order of its data; each chapter uses only names from the chapters above it:
         Experiment           what a training script uses
     III Read
         Text                 format single values
+        Cause                find what ended a run
         Records on disk      read the folders of experiments
         Queries              filter, group, sort and compare rows
         Tables               format rows as CSV, JSON, Markdown, LaTeX and text
@@ -722,6 +723,25 @@ def _describe_process():
     return {key: value for key, value in process.items() if value not in ("", None)}
 
 
+def _read_oom_counter():
+    """Return what counts the processes that the kernel killed in our memory cgroup, and their number, or {}.
+
+    See cgroup-v1/memory.rst and cgroup-v2.rst in https://docs.kernel.org/admin-guide.
+    """
+    is_v1, group = re.findall(r"(?m)^\d+:(memory)?:(.*)|\Z", _read_text("/proc/self/cgroup"))[0]
+    path = f"/memory{group}/memory.oom_control" if is_v1 else f"{group}/memory.events"
+    kills = re.search(r"(?m)^oom_kill (\d+)", _read_text("/sys/fs/cgroup" + path))
+    return {"oom-counter": path, "oom-kills": int(kills.group(1))} if kills else {}
+
+
+def _count_oom_kills(attempt):
+    """Return how many processes of our cgroup the kernel killed since *attempt* began; None if unknown."""
+    now = {**_describe_process(), **_read_oom_counter()}
+    keys = ("host", "boot", "pid-namespace", "slurm-restart-count", "oom-counter")
+    is_ours = "oom-counter" in now and _agree(now, attempt, *keys)
+    return now["oom-kills"] - attempt["oom-kills"] if is_ours else None
+
+
 def _describe_place():
     """Describe where this process runs, for people: a white list, never the complete environment."""
     log_file = _read_link("/proc/self/fd/1")
@@ -733,6 +753,7 @@ def _describe_place():
         # An empty string counts, because it hides all of them.
         "gpus": next((os.environ[name] for name in _GPUS if name in os.environ), None),
         "log-file": log_file if os.path.isfile(log_file) else None,
+        "log-size": os.path.getsize(log_file) if os.path.isfile(log_file) else None,
         **_read_variables(_JOB + _TASK + _NODES),
     }
     return {key: value for key, value in place.items() if value is not None}
@@ -774,7 +795,7 @@ def _describe_command():
 
 
 def _measure_usage():
-    """Return the CPU seconds of this process and its ended children so far, and the peak memory in bytes."""
+    """Return the CPU seconds of this process and its ended children, and the peak memory of one in bytes."""
     try:
         from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
     except ImportError:  # Windows
@@ -782,7 +803,7 @@ def _measure_usage():
     own, children = getrusage(RUSAGE_SELF), getrusage(RUSAGE_CHILDREN)
     cpu = sum((own.ru_utime, own.ru_stime, children.ru_utime, children.ru_stime))
     # ru_maxrss is in bytes on macOS, in KiB elsewhere (getrusage(2)).
-    return cpu, own.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return cpu, max(own.ru_maxrss, children.ru_maxrss) * (1 if sys.platform == "darwin" else 1024)
 
 
 def _find_rank():
@@ -2958,7 +2979,7 @@ class _Record:
         self._metrics: "Any" = None
         self._step = -1
         command = _to_json(getattr(sys, "argv", []))
-        self.attempt = {"command": command, **_describe_process()}
+        self.attempt = {"command": command, **_describe_process(), **_read_oom_counter()}
         self._begin()
         self.number = 1
         self.metadata = {
@@ -3136,8 +3157,8 @@ class _Record:
                 "peak-memory-bytes": peak,
                 "cpu-seconds": round(cpu_s - self._cpu_s, 6),
                 "wall-seconds": duration,
+                "oom-kills": _count_oom_kills(self.attempt),
             }
-            usage.update(self.metadata.get("usage", {}))  # of a command, that `run` has measured
             self.metadata.update(end, attempts=attempts, usage=usage)
             found = self.metadata
         self._write("metadata.json", _to_bytes(_to_json(found)))
@@ -3556,12 +3577,149 @@ def _cut(text, width):
     return short[:kept] + end
 
 
+# === Cause ====================================================================
+# Find evidence of what ended a run. Without evidence the cause is unknown.
+
+_ANSWER_S = 5  # how long a command of Slurm may take
+_KILL_WAIT_S = 300  # from Slurm's SIGTERM to the end of the job: KillWait, or the GraceTime of a preemption
+# The words, and what Slurm writes to a job's log or calls the job's state. The first that matches counts: the
+# reasons that Slurm names end the complete job, while the kernel may have killed one worker before; and a job
+# that is out of memory is also cancelled.
+_CAUSES = (
+    ("time-limit", "DUE TO TIME LIMIT|TIMEOUT"),
+    ("preempted", "DUE TO PREEMPTION|DUE TO JOB REQUEUE|PREEMPTED|REQUEUED"),
+    ("node-failure", "DUE TO NODE FAILURE|NODE_FAIL"),
+    ("oom", "oom.kill|xceeded .*memory limit|OUT_OF_MEMORY"),
+    ("cancelled", "CANCELLED"),
+)
+
+
+class _JobHistory(_Scheduler):
+    """A _Scheduler that remembers, for a complete listing, how jobs ended and which logs they wrote."""
+
+    def __init__(self):
+        from functools import lru_cache
+
+        super().__init__()
+        self.list_ends, self.list_logs = lru_cache()(_list_ends), lru_cache()(_list_logs)
+
+
+def _list_ends():
+    """Return {command of Slurm: [(job or step, state, start, end, cluster)]}, for the jobs of this user.
+
+    Times are texts of seconds since the epoch. squeue says of some jobs what `scontrol show job` says of all:
+    those that run or ended minutes ago.
+    """
+    from subprocess import DEVNULL, SubprocessError, check_output
+
+    foreign = ("SQUEUE_", "SLURM_CLUSTERS")  # defaults for options
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    environment["SLURM_TIME_FORMAT"] = "%s"
+    commands = (
+        "squeue --all --states=all --format=%A|%T|%S|%e|",
+        "sacct --parsable2 --duplicates --allclusters --starttime=now-30days"
+        " --format=JobIDRaw,State,Start,End,Cluster",
+    )
+    # Whatever ends a job, its steps are called cancelled. A job that is preempted at once has no start.
+    row = r"(?m)^(\d+|[\w.]+(?=\|OUT_OF_ME))\|(\w+)[^|\n]*\|(\d*)[^|\n]*\|(\d+)\|(.*)"
+    ends = {}
+    for command in commands:
+        words = [*command.split(), f"--user={os.getuid()}"]
+        try:
+            answer = check_output(words, env=environment, stderr=DEVNULL, timeout=_ANSWER_S, errors="replace")
+        except (OSError, SubprocessError):
+            continue
+        ends[words[0]] = re.findall(row, answer)
+    return ends
+
+
+def _select_states(attempt, rows):
+    """Return the states of the job and step of *attempt* in *rows*, at the first end after its start."""
+    job = str(attempt["slurm-job-id"])
+    # What Slurm did long after the end is not its cause.
+    latest = (_parse_time(attempt.get("end-time")) or float("inf")) + _KILL_WAIT_S
+    ends = [
+        (int(end), name, state)
+        for name, state, begin, end, cluster in rows
+        if name in (job, f"{job}.{attempt.get('slurm-step-id', 'batch')}")
+        and cluster in ("", attempt.get("slurm-cluster-name"))
+        and int(begin or 0) <= attempt["start-epoch"] < int(end) + 1 <= latest
+    ]
+    return " ".join({name: state for _, name, state in sorted(ends, reverse=True)}.values())
+
+
+def _list_logs(directory):
+    """Return {id: (path of the job's log, job, how often it was started again, size of the log then)}."""
+    logs = {}
+    for name in os.listdir(directory):
+        try:
+            place = _load_mapping(os.path.join(directory, name, "metadata.json"))["place"]
+            numbers = [int(place.get(key, 0)) for key in ("slurm-job-id", "slurm-restart-count", "log-size")]
+            logs[name] = (os.fspath(place["log-file"]), *numbers)
+        except (AttributeError, KeyError, MeticulousException, TypeError, ValueError):
+            pass  # not in a job with a log
+    return logs
+
+
+def _read_slurm_lines(folder, attempt, history):
+    """Return what Slurm wrote to the job's log about the *attempt* in *folder*."""
+    directory, name = os.path.split(os.path.abspath(folder))
+    logs = history.list_logs(directory)
+    path, job, restarts, begin = logs.get(name, ("", 0, 0, 0))
+    # Slurm empties the log for a later start of the job, or appends to it, as the site and the job say.
+    later = [size for *log, count, size in logs.values() if log == [path, job] and count > restarts]
+    try:
+        with open(path, "rb") as file:
+            end = min([file.seek(0, os.SEEK_END), *later])
+            file.seek(max(0, min(begin, end), end - _BLOCK))
+            text = file.read(end - file.tell()).decode("utf-8", "replace")
+    except OSError:
+        return ""
+    step = attempt.get("slurm-step-id", "batch")
+    lines = re.findall(rf"(?im)^(?:\d+: )?(?:slurmstepd|srun)\b.*[ =]{job}(?:\.{step})?\b(?!\.\w).*", text)
+    # Both are local times of the node.
+    ended = str(attempt.get("end-time", "9"))
+    return "\n".join(line for line in lines if re.findall(r" AT (\S+)|$", line)[0] <= ended)
+
+
+def _list_evidence(folder, attempt, kills, history):
+    """Yield (source, what it says) of the end of the newest *attempt* in *folder*."""
+    yield "job log", _read_slurm_lines(folder, attempt, history)
+    if "slurm-job-id" in attempt and _is_number(attempt.get("start-epoch")) and not _WINDOWS:
+        for command, rows in history.list_ends().items():
+            yield command, _select_states(attempt, rows)
+    yield "memory cgroup", "oom_kill" if kills else ""
+
+
+def _find_cause(folder, status, message, metadata, history):
+    """Return the *message* with the evidence, and a word for what ended the run in *folder*.
+
+    The word is '' if it ended by itself. *history* is the _JobHistory of the listing.
+    """
+    usage, attempt, is_dead = metadata.get("usage"), (_get_attempts(metadata) or [{}])[-1], status == "DEAD"
+    kills = usage.get("oom-kills") if isinstance(usage, dict) else None
+    if is_dead:
+        kills = _count_oom_kills(attempt)
+    # Shells and srun return 128 and the number of the signal.
+    if is_dead or re.match(r"killed by SIG(TERM|KILL)|exit code 1(37|43)$", message):
+        for source, text in _list_evidence(folder, attempt, kills, history):
+            for cause, pattern in _CAUSES:
+                found = re.search(pattern, text)
+                if found:
+                    return f"{cause} ({source}: {found.group()}); {message}", cause
+        return (f"killed without a trace; {message}", "unknown") if is_dead else (message, "signal")
+    if kills:
+        note = f"processes of its cgroup that the kernel killed, out of memory: {kills}"
+        message = f"{message}; {note}" if message else note
+    return message, "signal" if message.startswith("killed by ") else ""
+
+
 # === Records on disk ==========================================================
 # Read records: each file when an attribute first needs it, and as far as possible.
 
 _WAIT_S = 2  # after that, what is waited for is named
 _FRESH_S = 60  # a sign of life that is younger contradicts a scheduler
-_HEADER = ("expid", "sha", "start_time", "status", "status_message")
+_HEADER = ("expid", "sha", "start_time", "status", "status_message", "cause")
 # A job, a task of an array, a component of a heterogeneous job, a step.
 _JOB_NAMES = (
     "{slurm-job-id} {slurm-array-job-id} {slurm-array-job-id}_{slurm-array-task-id} {slurm-het-job-id}"
@@ -3651,6 +3809,14 @@ class ExperimentReader:
     @_lazy
     def status_message(self) -> str:
         return self._outcome[1]
+
+    @_lazy
+    def cause(self) -> str:
+        """What ended the run: oom, time-limit, preempted, node-failure, cancelled, signal or unknown.
+
+        '' if it ended by itself, or may still run.
+        """
+        return self._outcome[2]
 
     @_lazy
     def sha(self) -> "Optional[str]":
@@ -3749,7 +3915,8 @@ class ExperimentReader:
 
     def refresh_status(self) -> None:
         """Forget STATUS, and metadata.json with it."""
-        for name in ("status", "status_message", "_outcome", "metadata", "_metadata", "attempts", "duration"):
+        names = "status status_message cause _outcome metadata _metadata attempts duration"
+        for name in names.split():
             self.__dict__.pop(name, None)
 
     def refresh_summary(self) -> None:
@@ -3767,7 +3934,7 @@ class ExperimentReader:
 
     @_lazy
     def _scheduler(self):
-        return _Scheduler()
+        return _JobHistory()
 
     def _read(self, name, parse):
         """Return what *parse* makes of the file *name*; None, and a note, if that fails."""
@@ -3812,7 +3979,12 @@ class ExperimentReader:
 
     @_lazy
     def _outcome(self):
-        """The status and its message: what STATUS says or, if the process is gone, its last sign of life."""
+        """The status, its message and the cause of the end."""
+        status, message = self._find_status()
+        return (status, *_find_cause(self.curexpdir, status, message, self._metadata, self._scheduler))
+
+    def _find_status(self):
+        """Return the status and its message: what STATUS says or, if the process is gone, its last sign."""
         seen = None
         while True:
             outcome, attempt = self._read_status(), self.attempts[-1]
@@ -3873,7 +4045,7 @@ def _is_experiment(entry):
 
 def _read_folders(directory, make_reader=ExperimentReader):
     """Yield a reader of each experiment in *directory*, in any order. Raises FolderException."""
-    scheduler, prefix = _Scheduler(), os.path.join(directory, "")
+    scheduler, prefix = _JobHistory(), os.path.join(directory, "")
     for name in _list_folders(directory):
         reader = make_reader(prefix + name)
         reader._scheduler = scheduler
@@ -4718,7 +4890,7 @@ def _wait_for_signal():
 
 
 def _wait_for_command(process_id, early):
-    """Hand signals on until the process has ended; returns its wait status and resource usage.
+    """Hand signals on until the process has ended; returns its wait status.
 
     *early*: the signals that were pending before it began, and so did not reach it, whoever sent them.
     """
@@ -4726,16 +4898,16 @@ def _wait_for_command(process_id, early):
 
     options = os.WNOHANG | os.WUNTRACED | os.WCONTINUED
     while True:
-        ended, status, usage = os.wait4(process_id, options)
+        ended, status = os.waitpid(process_id, options)
         # Stop too, for the shell to notice. Not for SIGSTOP: what stops the command alone continues it alone.
         if os.WIFSTOPPED(status) and os.WSTOPSIG(status) != signal.SIGSTOP:
             os.kill(os.getpid(), signal.SIGSTOP)
             signal.signal(signal.SIGCONT, signal.SIG_DFL)  # discards it, if no stop signal did so
-            ended, status, usage = os.wait4(process_id, options)
+            ended, status = os.waitpid(process_id, options)
             if not ended:  # it has not been continued by the same signal
                 os.kill(process_id, signal.SIGCONT)
         if ended and (os.WIFEXITED(status) or os.WIFSIGNALED(status)):
-            return status, usage
+            return status
         signum, is_ours = _wait_for_signal()
         if is_ours or signum in early:
             os.kill(process_id, signum)
@@ -4794,7 +4966,7 @@ def _describe_exit(status):
 
 
 def _follow_command(process, inherited, early, experiment):
-    """Pass on output and signals until the command has ended; return its wait status and usage."""
+    """Pass on output and signals until the command has ended; return its wait status."""
     # The other end of a pipe may wait until what is the command's alone is closed everywhere.
     for descriptor in set(inherited) - {1, 2}:
         os.close(descriptor)
@@ -4802,8 +4974,7 @@ def _follow_command(process, inherited, early, experiment):
     pipes.pop(None, None)
     ended, running = os.pipe()
     threads = _start_pumps(pipes, ended, experiment)
-    status, usage = _wait_for_command(process.pid, early)
-    process.returncode = status  # Popen must not wait again
+    process.returncode = _wait_for_command(process.pid, early)  # Popen must not wait again
     os.close(running)
     for thread in threads:
         thread.join()
@@ -4811,7 +4982,7 @@ def _follow_command(process, inherited, early, experiment):
         for thread in _start_pumps(pipes, os.pipe()[0], experiment):
             thread.join()
         os._exit(0)
-    return status, usage
+    return process.returncode
 
 
 def _record_command(command, own):
@@ -4826,7 +4997,7 @@ def _record_command(command, own):
     restore_signals = _block_signals()
     sys.argv = command  # what the record calls the command
     experiment = Experiment(_parse_command(command), None, **own)
-    start, environment = time.monotonic(), _read_environment()
+    environment = _read_environment()
     early = signal.sigpending() - {signal.SIGCHLD}
     try:
         if not experiment.is_recording:
@@ -4842,14 +5013,7 @@ def _record_command(command, own):
         experiment.finish(f"ERROR\n{problem}")
         _warn(f"{problem}.")
         return 126
-    status, usage = _follow_command(process, inherited, early, experiment)
-    experiment.metadata["usage"] = {
-        # ru_maxrss is in bytes on macOS, in KiB elsewhere.
-        "peak-memory-bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
-        "cpu-seconds": round(usage.ru_utime + usage.ru_stime, 6),
-        "wall-seconds": round(time.monotonic() - start, 6),
-    }
-    text, code = _describe_exit(status)
+    text, code = _describe_exit(_follow_command(process, inherited, early, experiment))
     experiment.finish(text)
     return code
 
