@@ -738,8 +738,9 @@ def _count_oom_kills(attempt):
     """Return how many processes of our cgroup the kernel killed since *attempt* began; None if unknown."""
     now = {**_describe_process(), **_read_oom_counter()}
     keys = ("host", "boot", "pid-namespace", "slurm-restart-count", "oom-counter")
-    is_ours = "oom-counter" in now and _agree(now, attempt, *keys)
-    return now["oom-kills"] - attempt["oom-kills"] if is_ours else None
+    if "oom-counter" in now and _agree(now, attempt, *keys):
+        return now["oom-kills"] - attempt["oom-kills"]
+    return None
 
 
 def _describe_place():
@@ -3582,9 +3583,7 @@ def _cut(text, width):
 
 _ANSWER_S = 5  # how long a command of Slurm may take
 _KILL_WAIT_S = 300  # from Slurm's SIGTERM to the end of the job: KillWait, or the GraceTime of a preemption
-# The words, and what Slurm writes to a job's log or calls the job's state. The first that matches counts: the
-# reasons that Slurm names end the complete job, while the kernel may have killed one worker before; and a job
-# that is out of memory is also cancelled.
+# The words, and what Slurm writes to a job's log or calls its state. A line may say CANCELLED and a reason.
 _CAUSES = (
     ("time-limit", "DUE TO TIME LIMIT|TIMEOUT"),
     ("preempted", "DUE TO PREEMPTION|DUE TO JOB REQUEUE|PREEMPTED|REQUEUED"),
@@ -3605,23 +3604,21 @@ class _JobHistory(_Scheduler):
 
 
 def _list_ends():
-    """Return {command of Slurm: [(job or step, state, start, end, cluster)]}, for the jobs of this user.
+    """Return {command of Slurm: [(job or step, end, state, start, cluster)]}, for this user's jobs.
 
-    Times are texts of seconds since the epoch. squeue says of some jobs what `scontrol show job` says of all:
-    those that run or ended minutes ago.
+    Times are seconds since the epoch, as texts. squeue knows what `scontrol show job` knows, until minutes
+    after the end, and can leave out the jobs of others.
     """
     from subprocess import DEVNULL, SubprocessError, check_output
 
-    foreign = ("SQUEUE_", "SLURM_CLUSTERS")  # defaults for options
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-    environment["SLURM_TIME_FORMAT"] = "%s"
+    environment = dict(os.environ, SLURM_TIME_FORMAT="%s")
     commands = (
-        "squeue --all --states=all --format=%A|%T|%S|%e|",
+        "squeue --all --states=all --Format=jobid:|,endtime:|,state:|,starttime:|,cluster:|",
         "sacct --parsable2 --duplicates --allclusters --starttime=now-30days"
-        " --format=JobIDRaw,State,Start,End,Cluster",
+        " --format=JobIDRaw,End,State,Start,Cluster",
     )
     # Whatever ends a job, its steps are called cancelled. A job that is preempted at once has no start.
-    row = r"(?m)^(\d+|[\w.]+(?=\|OUT_OF_ME))\|(\w+)[^|\n]*\|(\d*)[^|\n]*\|(\d+)\|(.*)"
+    row = r"(?m)^(\d+|[\w.]+(?=\|\d+\|OUT_OF_ME))\|(\d+)\|(\w+)[^|\n]*\|(\d*)[^|\n]*\|([^|\n]*)"
     ends = {}
     for command in commands:
         words = [*command.split(), f"--user={os.getuid()}"]
@@ -3629,23 +3626,8 @@ def _list_ends():
             answer = check_output(words, env=environment, stderr=DEVNULL, timeout=_ANSWER_S, errors="replace")
         except (OSError, SubprocessError):
             continue
-        ends[words[0]] = re.findall(row, answer)
+        ends[words[0]] = sorted(re.findall(row, answer))
     return ends
-
-
-def _select_states(attempt, rows):
-    """Return the states of the job and step of *attempt* in *rows*, at the first end after its start."""
-    job = str(attempt["slurm-job-id"])
-    # What Slurm did long after the end is not its cause.
-    latest = (_parse_time(attempt.get("end-time")) or float("inf")) + _KILL_WAIT_S
-    ends = [
-        (int(end), name, state)
-        for name, state, begin, end, cluster in rows
-        if name in (job, f"{job}.{attempt.get('slurm-step-id', 'batch')}")
-        and cluster in ("", attempt.get("slurm-cluster-name"))
-        and int(begin or 0) <= attempt["start-epoch"] < int(end) + 1 <= latest
-    ]
-    return " ".join({name: state for _, name, state in sorted(ends, reverse=True)}.values())
 
 
 def _list_logs(directory):
@@ -3661,8 +3643,8 @@ def _list_logs(directory):
     return logs
 
 
-def _read_slurm_lines(folder, attempt, history):
-    """Return what Slurm wrote to the job's log about the *attempt* in *folder*."""
+def _read_slurm_lines(folder, step, history):
+    """Return [(line, time)] of what Slurm wrote to the job's log about the newest attempt in *folder*."""
     directory, name = os.path.split(os.path.abspath(folder))
     logs = history.list_logs(directory)
     path, job, restarts, begin = logs.get(name, ("", 0, 0, 0))
@@ -3674,44 +3656,52 @@ def _read_slurm_lines(folder, attempt, history):
             file.seek(max(0, min(begin, end), end - _BLOCK))
             text = file.read(end - file.tell()).decode("utf-8", "replace")
     except OSError:
-        return ""
-    step = attempt.get("slurm-step-id", "batch")
-    lines = re.findall(rf"(?im)^(?:\d+: )?(?:slurmstepd|srun)\b.*[ =]{job}(?:\.{step})?\b(?!\.\w).*", text)
-    # Both are local times of the node.
-    ended = str(attempt.get("end-time", "9"))
-    return "\n".join(line for line in lines if re.findall(r" AT (\S+)|$", line)[0] <= ended)
+        return []
+    line = rf"(?im)^((?:\d+: )?(?:slurmstepd|srun)\b.*[ =]{job}(?:\.{step})?\b(?!\.\w).*?(?: AT (\S+).*)?)$"
+    return re.findall(line, text)
 
 
 def _list_evidence(folder, attempt, kills, history):
-    """Yield (source, what it says) of the end of the newest *attempt* in *folder*."""
-    yield "job log", _read_slurm_lines(folder, attempt, history)
-    if "slurm-job-id" in attempt and _is_number(attempt.get("start-epoch")) and not _WINDOWS:
+    """Yield (source, what it says) of what ended the newest *attempt* in *folder*, the earliest first."""
+    job, start = attempt.get("slurm-job-id"), attempt.get("start-epoch")
+    if job and _is_number(start) and not _WINDOWS:
+        step, end_time = attempt.get("slurm-step-id", "batch"), str(attempt.get("end-time", "9"))
+        for line, at in _read_slurm_lines(folder, step, history):
+            if at <= end_time:  # both are local times of the node
+                yield "job log", line
+        # What Slurm did long after the end is not its cause.
+        latest = (_parse_time(end_time) or float("inf")) + _KILL_WAIT_S
         for command, rows in history.list_ends().items():
-            yield command, _select_states(attempt, rows)
-    yield "memory cgroup", "oom_kill" if kills else ""
+            for name, end, state, begin, cluster in rows:
+                is_ours = name in (str(job), f"{job}.{step}") and cluster == attempt.get("slurm-cluster-name")
+                if is_ours and int(begin or 0) <= start < int(end) + 1 <= latest:
+                    yield command, state
+    if kills:
+        yield "memory cgroup", "oom_kill"
 
 
-def _find_cause(folder, status, message, metadata, history):
-    """Return the *message* with the evidence, and a word for what ended the run in *folder*.
+def _find_cause(folder, outcome, metadata, history):
+    """Return the message with the evidence, and a word for what ended the run in *folder*.
 
-    The word is '' if it ended by itself. *history* is the _JobHistory of the listing.
+    The word is '' if the run ended by itself. *outcome* is its status, and the message without the evidence;
+    *history* is the _JobHistory of the listing.
     """
+    status, message = outcome
     usage, attempt, is_dead = metadata.get("usage"), (_get_attempts(metadata) or [{}])[-1], status == "DEAD"
-    kills = usage.get("oom-kills") if isinstance(usage, dict) else None
-    if is_dead:
-        kills = _count_oom_kills(attempt)
-    # Shells and srun return 128 and the number of the signal.
-    if is_dead or re.match(r"killed by SIG(TERM|KILL)|exit code 1(37|43)$", message):
+    kills = usage.get("oom-kills") if isinstance(usage, dict) else is_dead and _count_oom_kills(attempt)
+    # Shells and srun return 128 and the number of the signal. Slurm sends these two.
+    by_signal = re.match(r"killed by (SIG(?:TERM|KILL))?|exit code 1(37|43)$", message)
+    if is_dead or (by_signal and by_signal.lastindex):
         for source, text in _list_evidence(folder, attempt, kills, history):
             for cause, pattern in _CAUSES:
-                found = re.search(pattern, text)
-                if found:
-                    return f"{cause} ({source}: {found.group()}); {message}", cause
-        return (f"killed without a trace; {message}", "unknown") if is_dead else (message, "signal")
+                for words in re.findall(pattern, text):
+                    return f"{cause} ({source}: {words}); {message}", cause
+    if is_dead:
+        return f"killed without a trace; {message}", "unknown"
     if kills:
         note = f"processes of its cgroup that the kernel killed, out of memory: {kills}"
         message = f"{message}; {note}" if message else note
-    return message, "signal" if message.startswith("killed by ") else ""
+    return message, "signal" if by_signal else ""
 
 
 # === Records on disk ==========================================================
@@ -3808,7 +3798,7 @@ class ExperimentReader:
 
     @_lazy
     def status_message(self) -> str:
-        return self._outcome[1]
+        return self._explanation[0]
 
     @_lazy
     def cause(self) -> str:
@@ -3816,7 +3806,7 @@ class ExperimentReader:
 
         '' if it ended by itself, or may still run.
         """
-        return self._outcome[2]
+        return self._explanation[1]
 
     @_lazy
     def sha(self) -> "Optional[str]":
@@ -3915,7 +3905,7 @@ class ExperimentReader:
 
     def refresh_status(self) -> None:
         """Forget STATUS, and metadata.json with it."""
-        names = "status status_message cause _outcome metadata _metadata attempts duration"
+        names = "status status_message cause _outcome _explanation metadata _metadata attempts duration"
         for name in names.split():
             self.__dict__.pop(name, None)
 
@@ -3979,12 +3969,7 @@ class ExperimentReader:
 
     @_lazy
     def _outcome(self):
-        """The status, its message and the cause of the end."""
-        status, message = self._find_status()
-        return (status, *_find_cause(self.curexpdir, status, message, self._metadata, self._scheduler))
-
-    def _find_status(self):
-        """Return the status and its message: what STATUS says or, if the process is gone, its last sign."""
+        """The status and its message: what STATUS says or, if the process is gone, its last sign of life."""
         seen = None
         while True:
             outcome, attempt = self._read_status(), self.attempts[-1]
@@ -4000,6 +3985,11 @@ class ExperimentReader:
             seen = attempt
             for name in ("metadata", "_metadata", "attempts"):
                 self.__dict__.pop(name, None)
+
+    @_lazy
+    def _explanation(self):
+        """The message with the evidence of what ended the run, and the cause."""
+        return _find_cause(self.curexpdir, self._outcome, self._metadata, self._scheduler)
 
     def _is_running(self, attempt, may_ask):
         # If STATUS says RUNNING after an attempt has ended, the next one is about to begin.
@@ -4957,14 +4947,6 @@ def _start_pumps(pipes, ended, experiment):
     return threads
 
 
-def _describe_exit(status):
-    """Return the STATUS and the shell's exit code for a wait status."""
-    if os.WIFSIGNALED(status):
-        return _kill_text(os.WTERMSIG(status)), 128 + os.WTERMSIG(status)
-    code = os.WEXITSTATUS(status)
-    return (f"ERROR\nexit code {code}" if code else "SUCCESS"), code
-
-
 def _follow_command(process, inherited, early, experiment):
     """Pass on output and signals until the command has ended; return its wait status."""
     # The other end of a pipe may wait until what is the command's alone is closed everywhere.
@@ -5013,8 +4995,12 @@ def _record_command(command, own):
         experiment.finish(f"ERROR\n{problem}")
         _warn(f"{problem}.")
         return 126
-    text, code = _describe_exit(_follow_command(process, inherited, early, experiment))
-    experiment.finish(text)
+    status = _follow_command(process, inherited, early, experiment)
+    if os.WIFSIGNALED(status):
+        experiment.finish(_kill_text(os.WTERMSIG(status)))
+        return 128 + os.WTERMSIG(status)
+    code = os.WEXITSTATUS(status)
+    experiment.finish(f"ERROR\nexit code {code}" if code else "SUCCESS")
     return code
 
 

@@ -43,7 +43,8 @@ LOGS = [
     (OLD_OOM, "oom"),
     ("slurmstepd: error: Job 1234 exceeded memory limit (300 > 100), being killed", "oom"),
     (f"{OLD_OOM}\nslurmstepd: error: *** JOB 1234 ON n1 {AT} ***", "oom"),
-    (f"{OLD_OOM}\n{LIMIT}", "time-limit"),
+    # Of workers that were killed before slurmstepd tells at the end of the step.
+    (f"{LIMIT}\n{OLD_OOM}", "time-limit"),
     (LIMIT.replace("1234", "12345"), "unknown"),
     (f"slurmstepd: error: *** STEP 1234.7 ON n1 {AT} DUE TO TIME LIMIT ***", "unknown"),
     ("epoch 3: Detected 1 oom_kill event of job 1234, CANCELLED", "unknown"),
@@ -235,30 +236,53 @@ def test_slurm_that_does_not_answer_is_asked_once_and_given_up(repo, tmp_path, m
     assert sorted((tmp_path / "asked").read_text().split()) == ["sacct", "squeue"]
 
 
+END = meticulous._parse_time("2026-01-02T10:00:00")
+ATTEMPT = {"slurm-job-id": 7, "slurm-step-id": 0, "slurm-cluster-name": "a", "start-epoch": END - 90.5}
+
+
+def ask_sacct(slurm, attempt, *rows):
+    """Return the states that tell of *attempt*; rows have the seconds from END to the end and the start."""
+    lines = []
+    for name, end, state, begin, cluster in rows:
+        begin, end = (f"{END + time:.0f}" if isinstance(time, int) else time for time in (begin, end))
+        lines.append("|".join((name, end, state, begin, cluster)))
+    slurm('[ "${0##*/}" = sacct ] && cat <<ROWS\n' + "\n".join(lines) + "\nROWS")
+    return list(meticulous._list_evidence(os.path.abspath("1"), attempt, None, meticulous._JobHistory()))
+
+
 @pytest.mark.parametrize(
     "rows, states",
     [
-        ("7|PREEMPTED|None|200|a\n7.batch|CANCELLED|100|201|a\n7|TIMEOUT|300|400|a", "PREEMPTED"),
-        ("7|TIMEOUT|300|400|a", ""),
-        ("7|RUNNING|90|Unknown|a", ""),
-        ("7|FAILED|90|200|a\n7.0|OUT_OF_MEMORY|90|200|a\n7.1|OUT_OF_MEMORY|90|200|a", "OUT_OF_MEMORY FAILED"),
-        ("7|CANCELLED by 0|90|200|a", "CANCELLED"),
-        ("7|TIMEOUT|90|200|b\n77|TIMEOUT|90|200|a", ""),
+        (
+            [
+                ("7", 9, "PREEMPTED", "None", "a"),
+                ("7.batch", 8, "CANCELLED", -99, "a"),
+                ("7", 99, "TIMEOUT", 9, "a"),
+            ],
+            ["PREEMPTED"],
+        ),
+        ([("7", 99, "TIMEOUT", 9, "a")], []),
+        ([("7", "Unknown", "RUNNING", -99, "a")], []),
+        (
+            [
+                ("7", 9, "FAILED", -99, "a"),
+                ("7.0", 9, "OUT_OF_MEMORY", -99, "a"),
+                ("7.1", 9, "OUT_OF_MEMORY", -99, "a"),
+            ],
+            ["FAILED", "OUT_OF_MEMORY"],
+        ),
+        ([("7", 9, "CANCELLED by 0", -99, "a")], ["CANCELLED"]),
+        ([("7", 9, "TIMEOUT", -99, "b"), ("77", 9, "TIMEOUT", -99, "a")], []),
     ],
     ids=["no-start", "later-start", "still-running", "step", "by-a-user", "other-cluster-and-job"],
 )
 def test_rows_of_sacct(slurm, rows, states):
-    """As a real slurmdbd gives them, see tests/slurm/test_causes.py."""
-    slurm(f'[ "${{0##*/}}" = sacct ] && echo "{rows}"')
-    attempt = {"slurm-job-id": 7, "slurm-step-id": 0, "slurm-cluster-name": "a", "start-epoch": 100.5}
-    assert meticulous._select_states(attempt, meticulous._JobHistory().list_ends()["sacct"]) == states
+    """As a real slurmdbd gives them, see tests/slurm."""
+    assert ask_sacct(slurm, ATTEMPT, *rows) == [("sacct", state) for state in states]
 
 
 def test_end_of_the_job_long_after_that_of_the_run_is_not_the_cause(slurm):
     """A person ended the run, and the job went on."""
-    end = meticulous._parse_time("2026-01-02T10:00:00")
-    slurm(f'[ "${{0##*/}}" = sacct ] && echo "7|TIMEOUT|{end - 99:.0f}|{end + 9000:.0f}|a"')
-    attempt = {"slurm-job-id": 7, "slurm-cluster-name": "a", "start-epoch": end - 90}
-    rows = meticulous._JobHistory().list_ends()["sacct"]
-    assert meticulous._select_states(attempt, rows) == "TIMEOUT"
-    assert meticulous._select_states({**attempt, "end-time": meticulous._local_time(end)}, rows) == ""
+    row = ("7", 9000, "TIMEOUT", -99, "a")
+    assert ask_sacct(slurm, ATTEMPT, row) == [("sacct", "TIMEOUT")]
+    assert ask_sacct(slurm, {**ATTEMPT, "end-time": meticulous._local_time(END)}, row) == []
