@@ -737,8 +737,8 @@ def _read_oom_counter():
 def _count_oom_kills(attempt):
     """Return how many processes of our cgroup the kernel killed since *attempt* began; None if unknown."""
     now = {**_describe_process(), **_read_oom_counter()}
-    keys = ("host", "boot", "pid-namespace", "slurm-restart-count", "oom-counter")
-    if "oom-counter" in now and _agree(now, attempt, *keys):
+    is_here = _agree(now, attempt, "host", "boot", "pid-namespace", "slurm-restart-count", "oom-counter")
+    if "oom-counter" in now and is_here:
         return now["oom-kills"] - attempt["oom-kills"]
     return None
 
@@ -3597,10 +3597,14 @@ class _JobHistory(_Scheduler):
     """A _Scheduler that remembers, for a complete listing, how jobs ended and which logs they wrote."""
 
     def __init__(self):
-        from functools import lru_cache
-
         super().__init__()
-        self.list_ends, self.list_logs = lru_cache()(_list_ends), lru_cache()(_list_logs)
+        self._lists = {}
+
+    def recall(self, make_list, *args):
+        """Return make_list(*args), made once. Not functools.lru_cache(), because readers can be pickled."""
+        if make_list not in self._lists:
+            self._lists[make_list] = make_list(*args)
+        return self._lists[make_list]
 
 
 def _list_ends():
@@ -3646,7 +3650,7 @@ def _list_logs(directory):
 def _read_slurm_lines(folder, step, history):
     """Return [(line, time)] of what Slurm wrote to the job's log about the newest attempt in *folder*."""
     directory, name = os.path.split(os.path.abspath(folder))
-    logs = history.list_logs(directory)
+    logs = history.recall(_list_logs, directory)
     path, job, restarts, begin = logs.get(name, ("", 0, 0, 0))
     # Slurm empties the log for a later start of the job, or appends to it, as the site and the job say.
     later = [size for *log, count, size in logs.values() if log == [path, job] and count > restarts]
@@ -3671,7 +3675,7 @@ def _list_evidence(folder, attempt, kills, history):
                 yield "job log", line
         # What Slurm did long after the end is not its cause.
         latest = (_parse_time(end_time) or float("inf")) + _KILL_WAIT_S
-        for command, rows in history.list_ends().items():
+        for command, rows in history.recall(_list_ends).items():
             for name, end, state, begin, cluster in rows:
                 is_ours = name in (str(job), f"{job}.{step}") and cluster == attempt.get("slurm-cluster-name")
                 if is_ours and int(begin or 0) <= start < int(end) + 1 <= latest:
@@ -5232,7 +5236,7 @@ def _run_again(command, stdout, place):
 
     restore_signals = _block_signals()
     process = Popen(command, stdout=stdout, preexec_fn=restore_signals, **place)
-    process.returncode = _wait_for_command(process.pid, set())[0]
+    process.returncode = _wait_for_command(process.pid, set())
     restore_signals()
     return process.pid
 
