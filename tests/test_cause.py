@@ -94,6 +94,12 @@ def test_reader_outside_of_the_cgroup_does_not_guess(repo, small_cgroup):
     assert message.startswith("killed without a trace; last sign of life")
 
 
+def test_kill_in_the_cgroup_of_the_reader_alone_is_not_the_cause(repo, small_cgroup):
+    repo.popen(TRAIN + "os.kill(os.getpid(), 9)").wait()
+    shown = run_in(repo, small_cgroup, "python train.py; python -m meticulous show -1", EAT)
+    assert "1  DEAD  killed without a trace" in shown
+
+
 def test_kill_of_an_earlier_run_is_not_the_cause_of_the_next(repo, small_cgroup):
     repo.write("wait.py", WAIT + "")
     command = 'python train.py; timeout -s KILL 3 "$BASH" -c \'exec "$0" wait.py\' ' + sys.executable
@@ -262,7 +268,7 @@ def ask_sacct(slurm, attempt, *rows):
             ["PREEMPTED"],
         ),
         ([("7", 99, "TIMEOUT", 9, "a")], []),
-        ([("7", "Unknown", "RUNNING", -99, "a")], []),
+        ([("7", "Unknown", "COMPLETING", -99, "a"), ("7.0", 9, "CANCELLED", -99, "a")], []),
         (
             [
                 ("7", 9, "FAILED", -99, "a"),
@@ -274,7 +280,7 @@ def ask_sacct(slurm, attempt, *rows):
         ([("7", 9, "CANCELLED by 0", -99, "a")], ["CANCELLED"]),
         ([("7", 9, "TIMEOUT", -99, "b"), ("77", 9, "TIMEOUT", -99, "a")], []),
     ],
-    ids=["no-start", "later-start", "still-running", "step", "by-a-user", "other-cluster-and-job"],
+    ids=["no-start", "later-start", "completing", "step", "by-a-user", "other-cluster-and-job"],
 )
 def test_rows_of_sacct(slurm, rows, states):
     """As a real slurmdbd gives them, see tests/slurm."""

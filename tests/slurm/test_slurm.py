@@ -416,3 +416,18 @@ def test_record_of_an_ended_job_is_what_the_readme_says(cells, causes, launch, e
         other = "signal" if "SIGTERM" in row[launch] else "unknown"
         cause = row["cause as shown"].strip("`") if is_told else other
         assert (source, causes[source][experiment_id][0]) == (source, cause)
+
+
+def test_all_that_were_preempted_are_started_again(cells, causes):
+    project, _ = cells
+    loop = re.search(r"^```sh\n(python meticulous.py path --filter .*?)^```$", README, re.M | re.S).group(1)
+    for job in re.findall("Submitted batch job ([0-9]+)", project.ask(f"export WORK_S=0\n{loop}")):
+        is_over = lambda job=job: project.cluster.state(job).startswith(("COMPLETED", "FAILED"))  # noqa: E731
+        wait_until(is_over, "the end of the job")
+    again = {
+        reader.metadata["repeats"]: reader.status
+        for reader in project.readers()
+        if "repeats" in reader.metadata
+    }
+    preempted = [name for name, (cause, _) in causes["log squeue sacct"].items() if cause == "preempted"]
+    assert len(preempted) == 9 and again == dict.fromkeys(preempted, "SUCCESS")
