@@ -172,10 +172,11 @@ def kills(session):
 @nox.session(default=False)
 def browser(session):
     """Test the report in Chromium, from Debian's packages (`-- --write`: redo the README's picture)."""
-    if not shutil.which("chromedriver"):
-        session.run("apt-get", "update", "-q", external=True)
-        packages = ("chromium", "chromium-driver", "fonts-dejavu-core")
-        session.run("apt-get", "install", "-y", "-q", "--no-install-recommends", *packages, external=True)
+    if not all(map(shutil.which, ("chromium", "chromedriver", "npm"))):
+        apt = ("apt-get", "-q", "-y", "-o", "DPkg::Lock::Timeout=300")
+        packages = ["chromium", "chromium-driver", "fonts-dejavu-core"] + ["npm"] * (not shutil.which("npm"))
+        session.run(*apt, "update", external=True)
+        session.run(*apt, "install", "--no-install-recommends", *packages, external=True)
     session.install(*REQUIREMENTS, "selenium ==4.*", "pillow")
     folder = session.create_tmp()
     session.run("npm", "install", "--silent", "--prefix", folder, "axe-core@4", external=True)
@@ -186,7 +187,8 @@ def browser(session):
     session.run("python", "-m", "pytest", "-m", "browser", "tests/browser", *options)
 
 
-@nox.session(python=FOUND[-1:] or VERSIONS[-1:], default=False)
+# torch without CUDA is at hand for 3.11; else it takes several GB (`--force-python 3.13`: another Python).
+@nox.session(python="3.11", default=False)
 def recipes(session):
     """Run the README's recipes with the real packages (`-- --write`: their versions into README.md)."""
     session.install(*REQUIREMENTS, "-r", "tests/recipes.txt")

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-BEGIN, END = "<!-- changelog: begin -->\n", "<!-- changelog: end -->\n"
 FIELDS = "%(refname:short)%00%(objecttype)%00%(contents:subject)%00%(contents:body)%01"
 
 
@@ -37,17 +36,18 @@ def make_changelog(directory):
     return "\n".join(sections) or "No release yet.\n"
 
 
-def write_changelog(readme, changelog):
-    """Replace what is between the markers in *readme* by *changelog*."""
-    before, begin, rest = readme.read_text("utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise SystemExit(f"{readme} lacks a line {BEGIN.strip()} and after it a line {END.strip()}.")
-    readme.write_bytes((before + begin + "\n" + changelog + "\n" + end + after).encode("utf-8"))
+def write_section(readme, name, text):
+    """Replace what is between the markers of *name* in the file *readme* by *text*."""
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
+    before, _, rest = readme.read_text("utf-8").partition(begin)
+    _, is_there, after = rest.partition(end)
+    if not is_there:
+        raise SystemExit(f"{readme} lacks a line {begin.strip()} and after it a line {end.strip()}.")
+    readme.write_bytes(f"{before}{begin}\n{text}\n{end}{after}".encode("utf-8"))
 
 
 if __name__ == "__main__":
     changelog = make_changelog(README.parent)
     print(changelog, end="")
     if "--write" in sys.argv[1:]:
-        write_changelog(README, changelog)
+        write_section(README, "changelog", changelog)

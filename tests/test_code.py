@@ -459,12 +459,13 @@ def test_kill_at_every_step_of_a_snapshot_changes_nothing(repo, snap, step):
             os.chdir(str(repo.path))
             die_at(step)
             path = str(repo.path / "experiments")
-            meticulous._prepare_repository(str(repo.path), path, lambda: None, True)
+            meticulous._prepare_repository(str(repo.path), path, lambda: os.makedirs(path), True)
         finally:
             os._exit(0)
     status = os.waitpid(child, 0)[1]
     assert (status == signal.SIGKILL) == (step < 8), status
     assert state(repo) == before
+    assert not list((repo.path / ".git").glob("index.*"))  # but in experiments, which a later start sweeps
     assert tree_of(repo) == repo.git("rev-parse", snap()["sha"] + "^{tree}")
 
 
@@ -538,6 +539,19 @@ def test_dirty_record_is_resumed_while_the_tree_is_unchanged(dirty):
     result = dirty.run(None, "dirty", name="train.py")
     assert result.code == 1 and "MismatchedCommitException" in result.stderr, result
     assert len(read_metadata(dirty)["attempts"]) == 2
+
+
+def test_dirty_record_is_resumed_after_a_commit_of_ours(dirty, tmp_path):
+    assert dirty.run(None, "dirty", name="train.py").code == 0
+    dirty.git("stash", "--quiet", "--include-untracked")
+    other = tmp_path / "other.py"
+    other.write_text("import meticulous; meticulous.Experiment(experiments_directory='others')")
+    assert "committed the line others" in dirty.run(None, name=str(other)).stderr
+    dirty.git("stash", "pop", "--quiet")
+    assert dirty.run(None, "dirty", name="train.py").code == 0
+    assert len(read_metadata(dirty)["attempts"]) == 2
+    dirty.write("untracked", "another")
+    assert "MismatchedCommitException" in dirty.run(None, "dirty", name="train.py").stderr
 
 
 def test_variable_allows_a_dirty_start(dirty):

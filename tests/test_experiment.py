@@ -913,6 +913,13 @@ class TestRanks:
         assert repo.run(None, env={"RANK": "0", "WORLD_SIZE": "2"}).stdout == "False\n"
         assert repo.experiment(2).exists()
 
+    def test_the_folder_of_a_named_experiment_is_the_same_for_all_ranks(self, repo):
+        source = script("experiment_id='best'") + "print(experiment.curexpdir)\n"
+        for rank in ("0", "1"):
+            result = repo.run(source, env={"RANK": rank, "WORLD_SIZE": "2"})
+            assert (result.code, result.stdout) == (0, f"{repo.experiment('best')}\n"), result
+        assert len(load(repo.experiment("best"), "metadata")["attempts"]) == 1
+
 
 class TestOneOwner:
     """What a review of the contract found: whoever ends or goes on writes its own record and no other."""

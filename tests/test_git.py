@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -508,7 +509,7 @@ def assert_excluded(repo):
 
 def test_bisect_run_finds_the_commit(repo, history):
     repo.git("bisect", "start", "HEAD", "HEAD~8")
-    assert "is the first bad commit" in repo.git("bisect", "run", *history)
+    assert re.search("first '?bad'? commit", repo.git("bisect", "run", *history))
     assert repo.git("log", "-1", "--format=%s", "refs/bisect/bad").strip() == "Commit 5"
     repo.git("bisect", "reset")
     assert_excluded(repo)
@@ -551,17 +552,17 @@ def test_commits_of_ours_make_no_difference(repo, work_in):
     head = work_in("others")
     assert head.sha != recorded
     differs = meticulous._differs_only_by_our_commits
-    assert differs(str(repo.path), recorded, head)
-    assert differs(str(repo.path), repo.git("rev-parse", "HEAD^").strip(), head)
+    assert differs(str(repo.path), {"githead-sha": recorded}, head)
+    assert differs(str(repo.path), {"githead-sha": repo.git("rev-parse", "HEAD^").strip()}, head)
     for other in (head.sha, "0" * 40, "HEAD^", "--output=x", None, 7):
-        assert not differs(str(repo.path), other, head)
+        assert not differs(str(repo.path), {"githead-sha": other}, head)
     assert not (repo.path / "x").exists()
 
 
 @pytest.mark.parametrize("message", [SUBJECT, "Ignore more"])
 @pytest.mark.parametrize("name", [".gitignore", "train.py"])
 def test_commits_of_the_user_make_a_difference(repo, work_in, name, message):
-    recorded = work_in().sha
+    recorded = {"githead-sha": work_in().sha}
     repo.write(name, "experiments\n*.pyc\n")
     repo.commit(message)
     is_like_ours = (name, message) == (".gitignore", SUBJECT)
@@ -574,7 +575,7 @@ def test_branch_beside_commits_of_ours_makes_a_difference(repo, work_in):
     repo.git("checkout", "-q", "-b", "side")
     repo.write("train.py", "")
     repo.commit()
-    recorded = repo.git("rev-parse", "HEAD").strip()
+    recorded = {"githead-sha": repo.git("rev-parse", "HEAD").strip()}
     repo.git("checkout", "-q", "-")
     assert not meticulous._differs_only_by_our_commits(str(repo.path), recorded, work_in())
 
@@ -653,7 +654,7 @@ def test_broken_repositories(repo, work_in):
         work_in()
     shutil.rmtree(str(repo.path / ".git"))
     (repo.path / ".git").write_text("gitdir: /nowhere\n")
-    with pytest.raises(meticulous.GitException, match="whose repository is not there: /nowhere"):
+    with pytest.raises(meticulous.GitException, match="whose repository is not there"):
         work_in()
 
 
@@ -661,9 +662,7 @@ def test_linked_work_tree_without_its_repository(repo, work_in, tmp_path):
     linked = tmp_path / "linked"
     repo.git("worktree", "add", "-q", str(linked))
     repo.path.rename(tmp_path / "moved")
-    with pytest.raises(
-        meticulous.GitException, match="(?s)repository is not there: .*repo/.git.*worktree repair"
-    ):
+    with pytest.raises(meticulous.GitException, match="(?s)repository is not there.*worktree repair"):
         work_in(project=linked)
 
 

@@ -12,6 +12,7 @@ run as if its reader typed it there; `python`, `python3` and `meticulous` are th
 Other blocks (```text, ```json, ...) are not run. Comments directly above a block are options:
 
     <!-- file: train.py -->     the block is the content of this file: written and committed, not run
+                                (of a notebook, train.ipynb, the code, with "# %%" above each cell)
     <!-- exit: 1 -->            the script or last command must exit with this code
     <!-- needs: pandas -->      skipped where this module can't be imported
     <!-- recipe: hydra, 3 records -->  run by test_recipes.py only
@@ -19,6 +20,7 @@ Other blocks (```text, ```json, ...) are not run. Comments directly above a bloc
 """
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -26,7 +28,7 @@ import subprocess
 import sys
 
 import pytest
-from changelog import make_changelog, write_changelog
+from changelog import make_changelog, write_section
 from conftest import PROJECT, Repo, launch
 
 README = PROJECT / "README.md"
@@ -34,6 +36,7 @@ OPTION = re.compile(r"<!-- ([a-z ]+): (.*) -->\n")
 BLOCK = re.compile(r"^((?:<!-- [a-z ]+: [^\n]* -->\n)*)```(\w+)\n(.*?)^```$", re.M | re.S)
 COMMAND = re.compile(r"^\$ (?P<command>.*\n(?:> .*\n)*)(?P<output>(?:(?!\$ ).*\n)*)", re.M)
 TEST_COMMAND = re.compile(r"^\$? *(python3 -m venv \.venv && .* -m pytest)$", re.M)
+TIMEOUT_S = 300
 FIRST_COMMAND = "python3 tests/example/train.py --epochs 20 && python3 meticulous.py show -1"
 
 
@@ -60,10 +63,19 @@ class Block:
         ]
 
     def get_script(self):
-        """Return the script of this block; of a diff, the new version."""
+        """Return the script of this block; of a diff, the new version; a notebook in its format."""
+        if self.options.get("file", "").endswith(".ipynb"):
+            return make_notebook(self.text)
         if self.kind != "diff":
             return self.text
         return "".join(line[1:] for line in self.text.splitlines(True) if not line.startswith(("-", "@")))
+
+
+def make_notebook(text):
+    """Return the JSON of a notebook; a line "# %%" begins a cell, as in editors that run scripts by cells."""
+    cell = {"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None}
+    cells = [{**cell, "source": part} for part in re.split("^# %%\n", text, flags=re.M)[1:]]
+    return json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 4})
 
 
 def read_blocks():
@@ -84,11 +96,11 @@ def is_output(expected, printed):
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory, module_folder):
-    """Return a repository with what a clone of the project has, as far as the README uses it."""
     yield from make_clone(tmp_path_factory, module_folder)
 
 
 def make_clone(tmp_path_factory, module_folder):
+    """Yield a repository with what a clone of the project has, as far as the README uses it."""
     repo = Repo(tmp_path_factory.mktemp("readme") / "clone", module_folder)
     for name in ("meticulous.py", "README.md"):
         shutil.copy(str(PROJECT / name), str(repo.path))
@@ -105,23 +117,24 @@ def make_clone(tmp_path_factory, module_folder):
 
 @pytest.fixture(scope="module")
 def run_command(clone, tmp_path_factory):
-    """Return a function that runs a shell command in the clone, with the Python under test."""
     return make_runner(clone, tmp_path_factory)
 
 
 def make_runner(clone, tmp_path_factory):
+    """Return a function that runs a shell command in the clone, with the Python under test."""
     programs = tmp_path_factory.mktemp("bin")
     starters = {"python": "", "python3": "", "meticulous": f' "{clone.path / "meticulous.py"}"'}
     for name, script in starters.items():
         (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}"{script} "$@"\n')
         (programs / name).chmod(0o755)
-    path = os.pathsep.join([str(programs), os.environ["PATH"]])
+    # The programs of installed packages (torchrun, jupyter) are beside the interpreter.
+    path = os.pathsep.join([str(programs), os.path.dirname(sys.executable), os.environ["PATH"]])
 
     def run(command):
         # As on a terminal, both streams arrive in the order of writing.
         environment = clone.environment({"PATH": path, "PYTHONPATH": None, "PYTHONUNBUFFERED": "1"})
         script = launch(["sh", "-c", command], cwd=clone.path, env=environment, stderr=subprocess.STDOUT)
-        return script.result(timeout=120)
+        return script.result(timeout=TIMEOUT_S)
 
     return run
 
@@ -133,7 +146,7 @@ def run_block(block, clone, run_command):
         clone.write(block.options["file"], block.get_script())
         clone.commit("Write " + block.options["file"], block.options["file"])
     elif block.kind in ("python", "diff"):
-        result = clone.run(block.get_script(), name="example.py", env={"PYTHONPATH": None})
+        result = clone.run(block.get_script(), name="example.py", env={"PYTHONPATH": None}, timeout=TIMEOUT_S)
         if result.code != code:
             return result
     elif block.kind == "sh":
@@ -197,7 +210,7 @@ def test_the_changelog_is_read_from_the_tags(repo):
     readme = repo.write(
         "README.md", "before\n<!-- changelog: begin -->\nold\n<!-- changelog: end -->\nafter\n"
     )
-    write_changelog(readme, changelog)
+    write_section(readme, "changelog", changelog)
     text = readme.read_text("utf-8")
     assert (
         text.startswith("before\n") and text.endswith("after\n") and "old" not in text and changelog in text

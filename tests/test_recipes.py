@@ -22,6 +22,9 @@ def group_blocks():
     return recipes
 
 
+RECIPES = group_blocks()
+
+
 @pytest.fixture
 def clone(tmp_path_factory, module_folder):
     yield from make_clone(tmp_path_factory, module_folder)
@@ -32,17 +35,12 @@ def run_command(clone, tmp_path_factory):
     return make_runner(clone, tmp_path_factory)
 
 
-@pytest.mark.parametrize(
-    ("recipe", "blocks"),
-    list(group_blocks().items()),
-    ids=lambda part: part[0] if isinstance(part, tuple) else "",
-)
-def test_recipe_makes_its_records(recipe, blocks, clone, run_command):
-    for block in blocks:
+@pytest.mark.parametrize(("name", "records"), RECIPES)
+def test_recipe_makes_its_records(name, records, clone, run_command):
+    for block in RECIPES[name, records]:
         problem = run_block(block, clone, run_command)
         if problem:
             pytest.fail(f"README.md, line {block.line}: {problem}", pytrace=False)
     result = run_command("python meticulous.py experiments --json")
     assert result.code == 0, result
-    states = [row["header.status"] for row in json.loads(result.stdout)["rows"]]
-    assert states == ["SUCCESS"] * recipe[1]
+    assert [row["header.status"] for row in json.loads(result.stdout)["rows"]] == ["SUCCESS"] * records

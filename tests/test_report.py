@@ -12,6 +12,7 @@ from records import write_experiment
 import meticulous
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&\u202eevil\x1b[31m"
+KEY = "M10 50h0L290 50"  # the line before the name of a run
 
 
 def write_metrics(folder, rows):
@@ -45,7 +46,7 @@ class Page(HTMLParser):
         return [a for a in found if all(a.get(key.rstrip("_")) == value for key, value in wanted.items())]
 
     def curves(self):
-        return [a for a in self.find("path") if "data-run" in a and a["d"] != "M1 5H29"]
+        return [a for a in self.find("path") if "data-run" in a and a["d"] != KEY]
 
 
 @pytest.fixture
@@ -167,7 +168,7 @@ def test_a_curve_of_100000_points_is_cut_to_500_and_keeps_its_spike(directory, r
     ],
 )
 def test_ticks_are_round_and_enclose_the_values(low, high, most, ticks):
-    assert meticulous._find_ticks(low, high, most) == pytest.approx(ticks)
+    assert meticulous._find_axis([high, low], most, 0) == (low, high, pytest.approx(ticks))
 
 
 @pytest.mark.parametrize(
@@ -196,7 +197,7 @@ def test_gaps_are_left_out_and_counted(directory, report):
     write_metrics(write_experiment(directory, 1), rows)
     page = report()
     assert page.curves()[0]["d"].count("M") == 2
-    assert "2 values not finite: left out" in page.text
+    assert "2 values are not finite: left out" in page.text
 
 
 def test_a_logarithmic_scale_has_powers_of_ten_and_counts_what_it_can_t_show(directory, report):
@@ -205,7 +206,7 @@ def test_a_logarithmic_scale_has_powers_of_ten_and_counts_what_it_can_t_show(dir
     page = report("--log")
     names = re.findall(r'text-anchor="end">([^<]*)<', page.html)
     assert sorted(names, key=float) == ["0.001", "0.01", "0.1", "1", "10"]
-    assert "1 values not positive: left out" in page.text
+    assert "1 values are not positive: left out" in page.text
 
 
 def test_seeds_of_one_setting_are_a_band(directory):
@@ -268,18 +269,22 @@ def test_100_runs_with_five_curves_of_1000_points_are_under_5_mb(directory, repo
     assert len(report().html) < 5000000
 
 
-def test_one_run_s_story_is_markdown_with_fences_that_hold(directory):
+def test_one_run_s_story_is_markdown_with_all_that_was_recorded_indented(directory):
     folder = write_experiment(directory, 1, {"a|b": "<x>"}, status="ERROR\nTraceback\nlast")
-    (folder / "stdout").write_text("````\n# not a title\n")
+    (folder / "stdout").write_text("```\n# not a title\n")
     text = meticulous._format_story(meticulous.ExperimentReader(str(folder)), "md")
     assert text.startswith("# Run 1\n") and "a|b  <x>" in text
-    assert "`````\n  ````\n  # not a title\n`````" in text
+    assert "\n      ```\n      # not a title\n" in text
+    assert all(
+        line[:4] in ("", "    ") or line.startswith(("# Run 1", "## ", "1  ERROR"))
+        for line in text.split("\n")
+    )
 
 
 def test_a_hostile_message_is_text_in_markdown_too(directory):
     folder = write_experiment(directory, 1, status="ERROR\n" + HOSTILE)
     text = meticulous._format_story(meticulous.ExperimentReader(str(folder)), "md")
-    outside = "".join(text.split("```")[::2])
+    outside = "".join(line for line in text.split("\n") if not line.startswith("    "))
     assert "\\<img" in outside and "/script><img" not in outside and "\u202e" not in text
 
 

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from random import Random
 
 SCRIPTS = Path(__file__).resolve().parent / "scripts"
 PROJECT = SCRIPTS.parent.parent.parent
@@ -415,6 +416,31 @@ def bench_k(bench):
         samples = bench.compare(commands, times=5)
         ratios = divide(subtract(samples["dirty"], samples["clean"]), samples["status"])
         bench.add("k", f"what a dirty start adds, {files:,} files", "one git status", ratios, 5)
+
+
+def bench_l(bench):
+    """The report."""
+    repo = bench.make_repo("l")
+    bench.measure(bench.command("trivial_ours.py"), repo)
+    experiments = repo / "experiments"
+    multiply_experiment(experiments / "1", 100)
+    random = Random(1)
+    for number in range(1, 101):
+        rows = [
+            {"step": step, "time": 1764150000 + step / 7, **{name: random.random() for name in "abcde"}}
+            for step in range(1000)
+        ]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (experiments / str(number) / "metrics.jsonl").write_text(lines)
+    commands = {
+        "report": (bench.command("command.py", "report", "experiments"), repo),
+        "load": (bench.command("metrics_load.py", "experiments"), repo),
+    }
+    samples = bench.compare(commands, rounds=9)
+    size = (repo / "report.html").stat().st_size
+    what = f"report of 100 experiments with 5 curves of 1,000 points, {size / 1e6:.1f} MB"
+    ratios = divide(samples["report"], samples["load"])
+    bench.add("l", what, "a loop that loads their metrics", ratios, 1.5)
 
 
 def platform_python(python):

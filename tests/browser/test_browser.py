@@ -108,7 +108,7 @@ def test_focus_on_a_run_brings_its_curves_to_the_front_and_names_it(show, page):
     driver = show(page)
     driver.execute_script("document.querySelectorAll('.runs tbody a')[11].focus()")
     assert driver.find_element("id", "picked").text.startswith("12 ")
-    last = driver.execute_script("return document.querySelector('figure g g').lastElementChild.dataset.run")
+    last = driver.execute_script("return document.querySelector('figure g').lastElementChild.dataset.run")
     assert last == "11"
 
 
