@@ -62,9 +62,7 @@ PRINT = "x = bytearray(200000000); print(1)"
 
 
 def test_a_whole_record(repo, run):
-    result = run(
-        "python3", "-c", PRINT, "--lr", "0.1", "--steps=3", "--fast", "--name", "a b", "--", "-x"
-    )
+    result = run("python3", "-c", PRINT, "--lr", "0.1", "--steps=3", "--fast", "--name", "a b", "--", "-x")
     assert (result.code, result.stdout) == (0, "1\n"), result
     args = {"lr": 0.1, "steps": 3, "fast": True, "name": "a b"}
     argv = ["python3", "-c", PRINT, "--lr", None, "--steps=", "--fast", "--name", None, "--", "-x"]
