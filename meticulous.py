@@ -56,6 +56,7 @@ order of its data; each chapter uses only names from the chapters above it:
         Experiment           what a training script uses
     III Read
         Text                 format single values
+        Cause                find what ended a run
         Records on disk      read the folders of experiments
         Queries              filter, group, sort and compare rows
         Tables               format rows as CSV, JSON, Markdown, LaTeX and text
@@ -725,6 +726,26 @@ def _describe_process():
     return {key: value for key, value in process.items() if value not in ("", None)}
 
 
+def _read_oom_counter():
+    """Return what counts the processes that the kernel killed in our memory cgroup, and their number, or {}.
+
+    See cgroup-v1/memory.rst and cgroup-v2.rst in https://docs.kernel.org/admin-guide.
+    """
+    is_v1, group = re.findall(r"(?m)^\d+:(memory)?:(.*)|\Z", _read_text("/proc/self/cgroup"))[0]
+    path = f"/memory{group}/memory.oom_control" if is_v1 else f"{group}/memory.events"
+    kills = re.search(r"(?m)^oom_kill (\d+)", _read_text("/sys/fs/cgroup" + path))
+    return {"oom-counter": path, "oom-kills": int(kills.group(1))} if kills else {}
+
+
+def _count_oom_kills(attempt):
+    """Return how many processes of our cgroup the kernel killed since *attempt* began; None if unknown."""
+    now = {**_describe_process(), **_read_oom_counter()}
+    is_here = _agree(now, attempt, "host", "boot", "pid-namespace", "slurm-restart-count", "oom-counter")
+    if "oom-counter" in now and is_here:
+        return now["oom-kills"] - attempt["oom-kills"]
+    return None
+
+
 def _describe_place():
     """Describe where this process runs, for people: a white list, never the complete environment."""
     log_file = _read_link("/proc/self/fd/1")
@@ -736,6 +757,7 @@ def _describe_place():
         # An empty string counts, because it hides all of them.
         "gpus": next((os.environ[name] for name in _GPUS if name in os.environ), None),
         "log-file": log_file if os.path.isfile(log_file) else None,
+        "log-size": os.path.getsize(log_file) if os.path.isfile(log_file) else None,
         **_read_variables(_JOB + _TASK + _NODES),
     }
     return {key: value for key, value in place.items() if value is not None}
@@ -777,7 +799,7 @@ def _describe_command():
 
 
 def _measure_usage():
-    """Return the CPU seconds of this process and its ended children so far, and the peak memory in bytes."""
+    """Return the CPU seconds of this process and its ended children, and the peak memory of one in bytes."""
     try:
         from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
     except ImportError:  # Windows
@@ -785,7 +807,7 @@ def _measure_usage():
     own, children = getrusage(RUSAGE_SELF), getrusage(RUSAGE_CHILDREN)
     cpu = sum((own.ru_utime, own.ru_stime, children.ru_utime, children.ru_stime))
     # ru_maxrss is in bytes on macOS, in KiB elsewhere (getrusage(2)).
-    return cpu, own.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return cpu, max(own.ru_maxrss, children.ru_maxrss) * (1 if sys.platform == "darwin" else 1024)
 
 
 def _find_rank():
@@ -2955,7 +2977,7 @@ class _Record:
         self._metrics: "Any" = None
         self._step = -1
         command = _to_json(getattr(sys, "argv", []))
-        self.attempt = {"command": command, **_describe_process()}
+        self.attempt = {"command": command, **_describe_process(), **_read_oom_counter()}
         self._begin()
         self.number = 1
         self.metadata = {
@@ -3125,8 +3147,8 @@ class _Record:
                 "peak-memory-bytes": peak,
                 "cpu-seconds": round(cpu_s - self._cpu_s, 6),
                 "wall-seconds": duration,
+                "oom-kills": _count_oom_kills(self.attempt),
             }
-            usage.update(self.metadata.get("usage", {}))  # of a command, that `run` has measured
             self.metadata.update(end, attempts=attempts, usage=usage)
             found = self.metadata
         self._write("metadata.json", _to_bytes(_to_json(found)))
@@ -3557,12 +3579,142 @@ def _cut(text, width):
     return keep(text, width - len(dots) - right) + dots + keep(text[: -width - 1 : -1], right)[::-1]
 
 
+# === Cause ====================================================================
+# Find evidence of what ended a run. Without evidence the cause is unknown.
+
+_ANSWER_S = 5  # how long a command of Slurm may take
+_KILL_WAIT_S = 300  # from Slurm's SIGTERM to the end of the job: KillWait, or the GraceTime of a preemption
+# The words, and what Slurm writes to a job's log or calls its state. A line may say CANCELLED and a reason.
+_CAUSES = (
+    ("time-limit", "DUE TO TIME LIMIT|TIMEOUT"),
+    ("preempted", "DUE TO PREEMPTION|DUE TO JOB REQUEUE|PREEMPTED|REQUEUED"),
+    ("node-failure", "DUE TO NODE FAILURE|NODE_FAIL"),
+    ("oom", "oom.kill|xceeded .*memory limit|OUT_OF_MEMORY"),
+    ("cancelled", "CANCELLED"),
+)
+
+
+class _JobHistory(_Scheduler):
+    """A _Scheduler that remembers, for a complete listing, how jobs ended and which logs they wrote."""
+
+    def __init__(self):
+        super().__init__()
+        self._lists = {}
+
+    def recall(self, make_list, *args):
+        """Return make_list(*args), made once. Not functools.lru_cache(), because readers can be pickled."""
+        if make_list not in self._lists:
+            self._lists[make_list] = make_list(*args)
+        return self._lists[make_list]
+
+
+def _list_ends():
+    """Return {command of Slurm: [(job or step, end, state, start, cluster)]}, for this user's jobs.
+
+    Times are seconds since the epoch, as texts. squeue knows what `scontrol show job` knows, until minutes
+    after the end, and can leave out the jobs of others.
+    """
+    from subprocess import DEVNULL, SubprocessError, check_output
+
+    environment = dict(os.environ, SLURM_TIME_FORMAT="%s")
+    commands = (
+        "squeue --all --states=all --Format=jobid:|,endtime:|,state:|,starttime:|,cluster:|",
+        "sacct --parsable2 --duplicates --allclusters --starttime=now-30days"
+        " --format=JobIDRaw,End,State,Start,Cluster",
+    )
+    # Whatever ends a job, its steps are called cancelled. A job that is preempted at once has no start.
+    row = r"(?m)^(\d+|[\w.]+(?=\|\d+\|OUT_OF_ME))\|(\d+)\|(\w+)[^|\n]*\|(\d*)[^|\n]*\|([^|\n]*)"
+    ends = {}
+    for command in commands:
+        words = [*command.split(), f"--user={os.getuid()}"]
+        try:
+            answer = check_output(words, env=environment, stderr=DEVNULL, timeout=_ANSWER_S, errors="replace")
+        except (OSError, SubprocessError):
+            continue
+        ends[words[0]] = sorted(re.findall(row, answer))
+    return ends
+
+
+def _list_logs(directory):
+    """Return {id: (path of the job's log, job, how often it was started again, size of the log then)}."""
+    logs = {}
+    for name in os.listdir(directory):
+        try:
+            place = _load_mapping(os.path.join(directory, name, "metadata.json"))["place"]
+            numbers = [int(place.get(key, 0)) for key in ("slurm-job-id", "slurm-restart-count", "log-size")]
+            logs[name] = (os.fspath(place["log-file"]), *numbers)
+        except (AttributeError, KeyError, MeticulousException, TypeError, ValueError):
+            pass  # not in a job with a log
+    return logs
+
+
+def _read_slurm_lines(folder, step, history):
+    """Return [(line, time)] of what Slurm wrote to the job's log about the newest attempt in *folder*."""
+    directory, name = os.path.split(os.path.abspath(folder))
+    logs = history.recall(_list_logs, directory)
+    path, job, restarts, begin = logs.get(name, ("", 0, 0, 0))
+    # Slurm empties the log for a later start of the job, or appends to it, as the site and the job say.
+    later = [size for *log, count, size in logs.values() if log == [path, job] and count > restarts]
+    try:
+        with open(path, "rb") as file:
+            end = min([file.seek(0, os.SEEK_END), *later])
+            file.seek(max(0, min(begin, end), end - _BLOCK))
+            text = file.read(end - file.tell()).decode("utf-8", "replace")
+    except OSError:
+        return []
+    line = rf"(?im)^((?:\d+: )?(?:slurmstepd|srun)\b.*[ =]{job}(?:\.{step})?\b(?!\.\w).*?(?: AT (\S+).*)?)$"
+    return re.findall(line, text)
+
+
+def _list_evidence(folder, attempt, kills, history):
+    """Yield (source, what it says) of what ended the newest *attempt* in *folder*, the earliest first."""
+    job, start = attempt.get("slurm-job-id"), attempt.get("start-epoch")
+    if job and _is_number(start) and not _WINDOWS:
+        step, end_time = attempt.get("slurm-step-id", "batch"), str(attempt.get("end-time", "9"))
+        for line, at in _read_slurm_lines(folder, step, history):
+            if at <= end_time:  # both are local times of the node
+                yield "job log", line
+        # What Slurm did long after the end is not its cause.
+        latest = (_parse_time(end_time) or float("inf")) + _KILL_WAIT_S
+        for command, rows in history.recall(_list_ends).items():
+            for name, end, state, begin, cluster in rows:
+                is_ours = name in (str(job), f"{job}.{step}") and cluster == attempt.get("slurm-cluster-name")
+                if is_ours and int(begin or 0) <= start < int(end) + 1 <= latest:
+                    yield command, state
+    if kills:
+        yield "memory cgroup", "oom_kill"
+
+
+def _find_cause(folder, outcome, metadata, history):
+    """Return the message with the evidence, and a word for what ended the run in *folder*.
+
+    The word is '' if the run ended by itself. *outcome* is its status, and the message without the evidence;
+    *history* is the _JobHistory of the listing.
+    """
+    status, message = outcome
+    usage, attempt, is_dead = metadata.get("usage"), (_get_attempts(metadata) or [{}])[-1], status == "DEAD"
+    kills = usage.get("oom-kills") if isinstance(usage, dict) else is_dead and _count_oom_kills(attempt)
+    # Shells and srun return 128 and the number of the signal. Slurm sends these two.
+    by_signal = re.match(r"killed by (SIG(?:TERM|KILL))?|exit code 1(37|43)$", message)
+    if is_dead or (by_signal and by_signal.lastindex):
+        for source, text in _list_evidence(folder, attempt, kills, history):
+            for cause, pattern in _CAUSES:
+                for words in re.findall(pattern, text):
+                    return f"{cause} ({source}: {words}); {message}", cause
+    if is_dead:
+        return f"killed without a trace; {message}", "unknown"
+    if kills:
+        note = f"processes of its cgroup that the kernel killed, out of memory: {kills}"
+        message = f"{message}; {note}" if message else note
+    return message, "signal" if by_signal else ""
+
+
 # === Records on disk ==========================================================
 # Read records: each file when an attribute first needs it, and as far as possible.
 
 _WAIT_S = 2  # after that, what is waited for is named
 _FRESH_S = 60  # a sign of life that is younger contradicts a scheduler
-_HEADER = ("expid", "sha", "start_time", "status", "status_message")
+_HEADER = ("expid", "sha", "start_time", "status", "status_message", "cause")
 # A job, a task of an array, a component of a heterogeneous job, a step.
 _JOB_NAMES = (
     "{slurm-job-id} {slurm-array-job-id} {slurm-array-job-id}_{slurm-array-task-id} {slurm-het-job-id}"
@@ -3662,7 +3814,15 @@ class ExperimentReader:
 
     @_lazy
     def status_message(self) -> str:
-        return self._outcome[1]
+        return self._explanation[0]
+
+    @_lazy
+    def cause(self) -> str:
+        """What ended the run: oom, time-limit, preempted, node-failure, cancelled, signal or unknown.
+
+        '' if it ended by itself, or may still run.
+        """
+        return self._explanation[1]
 
     @_lazy
     def sha(self) -> "Optional[str]":
@@ -3754,7 +3914,8 @@ class ExperimentReader:
 
     def refresh_status(self) -> None:
         """Forget STATUS, and metadata.json with it."""
-        for name in ("status", "status_message", "_outcome", "metadata", "_metadata", "attempts", "duration"):
+        names = "status status_message cause _outcome _explanation metadata _metadata attempts duration"
+        for name in names.split():
             self.__dict__.pop(name, None)
 
     def refresh_summary(self) -> None:
@@ -3772,7 +3933,7 @@ class ExperimentReader:
 
     @_lazy
     def _scheduler(self):
-        return _Scheduler()
+        return _JobHistory()
 
     def _read(self, name, parse):
         """Return what *parse* makes of the file *name*; None, and a note, if that fails."""
@@ -3833,6 +3994,13 @@ class ExperimentReader:
             seen = attempt
             for name in ("metadata", "_metadata", "attempts"):
                 self.__dict__.pop(name, None)
+
+    @_lazy
+    def _explanation(self):
+        """The message with the evidence of what ended the run, and the cause."""
+        outcome, metadata = self._outcome, self._metadata  # read by many threads at once, unlike the evidence
+        with self._lock:
+            return _find_cause(self.curexpdir, outcome, metadata, self._scheduler)
 
     def _is_running(self, attempt, may_ask):
         # If STATUS says RUNNING after an attempt has ended, the next one is about to begin.
@@ -3955,7 +4123,7 @@ class Experiments:
 
     def refresh_experiments(self) -> None:
         """List the directory again, and forget what was read."""
-        scheduler, self._readers = _Scheduler(), {}
+        scheduler, self._readers = _JobHistory(), {}
         for path in _list_folders(self._directory):
             reader = self._readers[os.path.basename(path)] = self.reader(path)
             reader._scheduler = scheduler
@@ -4069,7 +4237,7 @@ def _load_rows(directory, groups, levels, take=None):
     """
     import gc
 
-    scheduler, problems, warnings = _Scheduler(), {}, {}
+    scheduler, problems, warnings = _JobHistory(), {}, {}
 
     # Neither keeps the reader: with ten thousand of them, memory matters.
     def read_start(path):
@@ -4789,7 +4957,7 @@ def _wait_for_signal():
 
 
 def _wait_for_command(process_id, early):
-    """Hand signals on until the process has ended; returns its wait status and resource usage.
+    """Hand signals on until the process has ended; returns its wait status.
 
     *early*: the signals that were pending before it began, and so did not reach it, whoever sent them.
     """
@@ -4797,16 +4965,16 @@ def _wait_for_command(process_id, early):
 
     options = os.WNOHANG | os.WUNTRACED | os.WCONTINUED
     while True:
-        ended, status, usage = os.wait4(process_id, options)
+        ended, status = os.waitpid(process_id, options)
         # Stop too, for the shell to notice. Not for SIGSTOP: what stops the command alone continues it alone.
         if os.WIFSTOPPED(status) and os.WSTOPSIG(status) != signal.SIGSTOP:
             os.kill(os.getpid(), signal.SIGSTOP)
             signal.signal(signal.SIGCONT, signal.SIG_DFL)  # discards it, if no stop signal did so
-            ended, status, usage = os.wait4(process_id, options)
+            ended, status = os.waitpid(process_id, options)
             if not ended:  # it has not been continued by the same signal
                 os.kill(process_id, signal.SIGCONT)
         if ended and (os.WIFEXITED(status) or os.WIFSIGNALED(status)):
-            return status, usage
+            return status
         signum, is_ours = _wait_for_signal()
         if is_ours or signum in early:
             os.kill(process_id, signum)
@@ -4856,16 +5024,8 @@ def _start_pumps(pipes, ended, experiment):
     return threads
 
 
-def _describe_exit(status):
-    """Return the STATUS and the shell's exit code for a wait status."""
-    if os.WIFSIGNALED(status):
-        return _kill_text(os.WTERMSIG(status)), 128 + os.WTERMSIG(status)
-    code = os.WEXITSTATUS(status)
-    return (f"ERROR\nexit code {code}" if code else "SUCCESS"), code
-
-
 def _follow_command(process, inherited, early, experiment):
-    """Pass on output and signals until the command has ended; return its wait status and usage."""
+    """Pass on output and signals until the command has ended; return its wait status."""
     # The other end of a pipe may wait until what is the command's alone is closed everywhere.
     for descriptor in set(inherited) - {1, 2}:
         os.close(descriptor)
@@ -4873,8 +5033,7 @@ def _follow_command(process, inherited, early, experiment):
     pipes.pop(None, None)
     ended, running = os.pipe()
     threads = _start_pumps(pipes, ended, experiment)
-    status, usage = _wait_for_command(process.pid, early)
-    process.returncode = status  # Popen must not wait again
+    process.returncode = _wait_for_command(process.pid, early)  # Popen must not wait again
     os.close(running)
     for thread in threads:
         thread.join()
@@ -4882,7 +5041,7 @@ def _follow_command(process, inherited, early, experiment):
         for thread in _start_pumps(pipes, os.pipe()[0], experiment):
             thread.join()
         os._exit(0)
-    return status, usage
+    return process.returncode
 
 
 def _record_command(command, own):
@@ -4897,7 +5056,7 @@ def _record_command(command, own):
     restore_signals = _block_signals()
     sys.argv = command  # what the record calls the command
     experiment = Experiment(_parse_command(command), None, **own)
-    start, environment = time.monotonic(), _read_environment()
+    environment = _read_environment()
     early = signal.sigpending() - {signal.SIGCHLD}
     try:
         if not experiment.is_recording:
@@ -4913,15 +5072,12 @@ def _record_command(command, own):
         experiment.finish(f"ERROR\n{problem}")
         _warn(f"{problem}.")
         return 126
-    status, usage = _follow_command(process, inherited, early, experiment)
-    experiment.metadata["usage"] = {
-        # ru_maxrss is in bytes on macOS, in KiB elsewhere.
-        "peak-memory-bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
-        "cpu-seconds": round(usage.ru_utime + usage.ru_stime, 6),
-        "wall-seconds": round(time.monotonic() - start, 6),
-    }
-    text, code = _describe_exit(status)
-    experiment.finish(text)
+    status = _follow_command(process, inherited, early, experiment)
+    if os.WIFSIGNALED(status):
+        experiment.finish(_kill_text(os.WTERMSIG(status)))
+        return 128 + os.WTERMSIG(status)
+    code = os.WEXITSTATUS(status)
+    experiment.finish(f"ERROR\nexit code {code}" if code else "SUCCESS")
     return code
 
 
@@ -5153,7 +5309,7 @@ def _run_again(command, stdout, place):
 
     restore_signals = _block_signals()
     process = Popen(command, stdout=stdout, preexec_fn=restore_signals, **place)
-    process.returncode = _wait_for_command(process.pid, set())[0]
+    process.returncode = _wait_for_command(process.pid, set())
     restore_signals()
     return process.pid
 

@@ -49,6 +49,7 @@ def test_everything_in_a_record_is_read(directory, ours):
     assert list(reader.df_vars()) == ["header", "args", "default_args", "metadata", "summary"]
     assert reader.df_vars()["header"] == {
         "expid": "7", "sha": SHA, "start_time": START, "status": "SUCCESS", "status_message": "",
+        "cause": "",
     }  # fmt: skip
 
 
@@ -188,7 +189,7 @@ def test_a_process_that_is_gone_is_dead(directory, repo):
     folder = write_experiment(directory, 1, status="RUNNING")
     reader = set_attempt(folder, describe_dead_process(repo))
     assert reader.status == "DEAD"
-    assert reader.status_message.startswith("last sign of life 0s ago on ")
+    assert reader.status_message.startswith("killed without a trace; last sign of life 0s ago on ")
     assert (folder / "STATUS").read_text() == "RUNNING"
 
 
@@ -207,10 +208,11 @@ def test_a_running_record_that_names_no_process_may_be_running(directory, attemp
     assert reader.duration is None or reader.duration > 0
 
 
-class Slurm:
+class Slurm(meticulous._JobHistory):
     """Stands in for the scheduler's answer, which comes between two looks at the folder."""
 
     def __init__(self, meanwhile):
+        super().__init__()
         self.meanwhile = meanwhile
         self.asked = 0
 

@@ -1,11 +1,14 @@
 """A private Slurm of one machine, on loopback, without systemd: `with Cluster() as cluster: ...`, as root.
 
+It has accounting (slurmdbd and MariaDB), preemption and, where cgroups of version 1 can be made, memory limits.
+
 `python cluster.py install` installs what is missing of the Debian packages.
 """
 
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +20,8 @@ PACKAGES = {
     "munged": "munge",
     "slurmctld": "slurmctld",
     "slurmd": "slurmd",
+    "slurmdbd": "slurmdbd",
+    "mariadbd": "mariadb-server",
     "srun": "slurm-client",
     "mpirun.openmpi": "openmpi-bin",
     "mpirun.mpich": "mpich",
@@ -37,18 +42,46 @@ SlurmdSpoolDir={folder}/spool
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.pid
 ProctrackType=proctrack/{tracking}
-TaskPlugin=task/none
+TaskPlugin=task/{limits}
 SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU
+SelectTypeParameters=CR_CPU_Memory
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1
 SlurmdParameters=config_overrides
 PropagateResourceLimits=NONE
 JobCompType=jobcomp/none
 KillWait=3
+MinJobAge=7200
+SlurmdTimeout=10
+ReturnToService=2
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort={accounting_port}
+AccountingStoragePass={folder}/munge.socket
 MaxArraySize=1001
 FirstJobId={first_job}
-NodeName={host} NodeAddr=127.0.0.1 Port={node_port} CPUs={cpus} RealMemory={cpus} State=UNKNOWN
-PartitionName=main Nodes=ALL Default=YES DefMemPerCPU=1 MaxTime=INFINITE State=UP
+NodeName={host} NodeAddr=127.0.0.1 Port={node_port} CPUs={cpus} RealMemory={memory} State=UNKNOWN
+PartitionName=DEFAULT Nodes=ALL DefMemPerCPU=100 MaxTime=INFINITE State=UP
+PartitionName=main Default=YES PriorityTier=10 PreemptMode=OFF
+# What main needs is taken from these: their jobs are cancelled, or requeued.
+PartitionName=cheap PriorityTier=1 PreemptMode=CANCEL
+PartitionName=spot PriorityTier=1 PreemptMode=REQUEUE
+"""
+ACCOUNTING = """\
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+DbdHost=localhost
+DbdAddr=127.0.0.1
+DbdPort={accounting_port}
+SlurmUser=root
+PidFile={folder}/slurmdbd.pid
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort={database_port}
+StorageUser=slurm
+StoragePass={password}
+StorageLoc=slurm
 """
 
 
@@ -84,6 +117,14 @@ def wait_until(is_so, what, timeout_s=60):
         time.sleep(0.05)
 
 
+def can_connect(port):
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
 def stop_daemon(daemon):
     daemon.terminate()
     try:
@@ -100,8 +141,10 @@ class Cluster:
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))
         self.configuration = self.folder / "slurm.conf"
         self.daemons = []
-        self.first_job = random.randrange(1000, 10**6)
         self.cpus, self.name = cpus, name
+        # As on real clusters, so that nothing of a job survives it. Needs version 1 of cgroups.
+        self.has_cgroups = os.access("/sys/fs/cgroup/freezer", os.W_OK)
+        self.limits_memory = os.access("/sys/fs/cgroup/memory", os.W_OK)
 
     def __enter__(self):
         try:
@@ -139,30 +182,65 @@ class Cluster:
         assert os.getuid() == 0, "Slurm's daemons start jobs for others, which only root may do."
         for name in ("state", "spool"):
             (self.folder / name).mkdir(mode=0o700)
-        self.write_configuration()
+        ports = dict(zip(("controller", "node", "accounting", "database"), find_free_ports(4)))
+        self.write_configuration(ports)
         self.start_munge()
+        self.start_accounting(ports)
         self.start_daemon("slurmctld", "-D", "-f", str(self.configuration))
+        self.start_node()
+
+    def start_node(self):
         self.start_daemon("slurmd", "-D", "-f", str(self.configuration))
         wait_until(self.is_ready, "the node to be idle")
 
-    def write_configuration(self):
-        controller_port, node_port = find_free_ports(2)
-        # As on real clusters, so that nothing of a job survives it. Needs version 1 of cgroups.
-        has_cgroup = os.access("/sys/fs/cgroup/freezer", os.W_OK)
+    def write_configuration(self, ports):
         text = CONFIGURATION.format(
             name=self.name,
             host=os.uname().nodename.split(".")[0],
             folder=self.folder,
             cpus=self.cpus,
+            memory=100 * self.cpus,
             # Another cluster on this machine has its jobs in the same tree of cgroups, by their ids.
-            first_job=self.first_job,
-            controller_port=controller_port,
-            node_port=node_port,
-            tracking="cgroup" if has_cgroup else "linuxproc",
+            first_job=random.randrange(1000, 10**6),
+            controller_port=ports["controller"],
+            node_port=ports["node"],
+            accounting_port=ports["accounting"],
+            tracking="cgroup" if self.has_cgroups else "linuxproc",
+            limits="cgroup" if self.limits_memory else "none",
         )
         self.configuration.write_text(text)
-        cgroup = "CgroupAutomount=no\nConstrainCores=no\nConstrainRAMSpace=no\n"
+        limit = "yes" if self.limits_memory else "no"
+        cgroup = f"CgroupAutomount=no\nConstrainCores=no\nConstrainRAMSpace={limit}\n"
         (self.folder / "cgroup.conf").write_text(cgroup)
+
+    def start_accounting(self, ports):
+        """Start MariaDB and slurmdbd."""
+        password = os.urandom(8).hex()
+        options = ["--no-defaults", "--user=root", f"--datadir={self.folder}/database"]
+        command = ["mariadb-install-db", "--skip-test-db", *options]
+        subprocess.check_output(command, stderr=subprocess.STDOUT, env={**os.environ, "PATH": PATH})
+        (self.folder / "user.sql").write_text(
+            f"CREATE USER 'slurm'@'127.0.0.1' IDENTIFIED BY '{password}';\n"
+            "GRANT ALL ON slurm.* TO 'slurm'@'127.0.0.1';\n"
+        )
+        files = {"socket": "mariadb.socket", "pid-file": "mariadb.pid", "init-file": "user.sql"}
+        options += [f"--{option}={self.folder}/{name}" for option, name in files.items()]
+        options += ["--bind-address=127.0.0.1", f"--port={ports['database']}", "--skip-name-resolve"]
+        self.start_daemon("mariadbd", *options)
+        wait_until(lambda: can_connect(ports["database"]), "MariaDB")
+        configuration = self.folder / "slurmdbd.conf"
+        configuration.touch(mode=0o600)
+        configuration.write_text(
+            ACCOUNTING.format(
+                folder=self.folder,
+                password=password,
+                accounting_port=ports["accounting"],
+                database_port=ports["database"],
+            )
+        )
+        self.start_daemon("slurmdbd", "-D")
+        wait_until(lambda: can_connect(ports["accounting"]), "slurmdbd")
+        self.ask("sacctmgr", "--immediate", "add", "cluster", self.name)
 
     def start_munge(self):
         key, socket = self.folder / "munge.key", self.folder / "munge.socket"
@@ -202,13 +280,21 @@ class Cluster:
     def stop(self):
         """End all jobs and daemons, and remove the folder."""
         try:
-            if len(self.daemons) == 3:
+            if (self.folder / "slurmd.log").exists():
                 self.ask("scancel", "--user=root")
                 wait_until(lambda: not self.ask("squeue", "--noheader"), "all jobs to end")
         finally:
             for daemon in reversed(self.daemons):
                 stop_daemon(daemon)
             shutil.rmtree(str(self.folder))
+
+    def kill_node(self):
+        """Kill slurmd, the jobs and what supervises them at once, as a power cut does."""
+        slurmd = self.daemons.pop()
+        others = {daemon.pid for daemon in self.daemons}
+        for pid in {slurmd.pid, *self.list_processes()} - others:
+            os.kill(pid, signal.SIGKILL)
+        slurmd.wait()
 
     def list_processes(self):
         """List the processes that belong to this cluster: its daemons, and what runs in its jobs."""

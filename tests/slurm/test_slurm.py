@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -31,11 +32,37 @@ parser.add_argument("--seed", type=int)
 Experiment.add_argument_group(parser)
 experiment = Experiment.from_parser(parser)
 attempt = os.environ.get("SLURM_RESTART_COUNT", "0")
+memory = bytearray(int(os.environ.get("MEMORY", 0)))
 print("attempt", attempt, "of task", os.environ.get("SLURM_ARRAY_TASK_ID"), flush=True)
 if attempt == "0":
     time.sleep(float(os.environ["WORK_S"]))
 """
-EVENTS = {"scancel": "CANCELLED 0", "time limit": "TIMEOUT 0", "requeue": "COMPLETED 1"}
+LAUNCHES = ["python train.py", "exec python train.py", "srun python train.py"]
+# The options of sbatch, and how the job ends.
+EVENTS = {
+    "scancel": ("--requeue", "CANCELLED 0"),
+    "time limit": ("--time=1", "TIMEOUT 0"),
+    "scontrol requeue": ("--requeue --open-mode=append", "COMPLETED 1"),
+    "preemption": ("--partition=cheap", "PREEMPTED 0"),
+    "preemption by requeue": ("--partition=spot", "COMPLETED 1"),
+    "memory limit": ("--mem=100", "(OUT_OF_MEMORY|FAILED) 0"),
+    "node failure": ("--no-requeue", "NODE_FAIL 0"),
+}
+# What a reader has, and of which launches and events that can't tell the cause.
+SOURCES = {
+    "log squeue sacct": "nothing",
+    "log": "srun|node|preemption by requeue",
+    "squeue": "requeue|srun.*memory",
+    "sacct": "nothing",
+    "log squeue sacct, no accounting": "srun.*(requeue|memory)|preemption by requeue",
+    "squeue sacct, controller stopped": "nothing",
+    "no evidence": "",
+}
+READ = """
+import json, meticulous
+rows = meticulous.Experiments().rows()
+print(json.dumps({row["header.expid"]: [row["header.cause"], row["header.status_message"]] for row in rows}))
+"""
 
 
 def read_script(name):
@@ -51,10 +78,10 @@ def find_command(pattern):
 
 
 def read_table():
-    """Give what README.md's table says: {launch: {event: text}}."""
+    """Give what README.md's table says: {event: {launch: text}}, and the cause."""
     head, _, *rows = [re.split(r" *\| *", line)[1:-1] for line in README.splitlines() if line.startswith("|")]
-    events = [title.strip("`") for title in head[1:]]
-    return {row[0].strip("`"): dict(zip(events, row[1:])) for row in rows}
+    titles = [title.strip("`") for title in head[1:]]
+    return {row[0].strip("`"): dict(zip(titles, row[1:])) for row in rows}
 
 
 def name_cell(launch, event):
@@ -62,7 +89,7 @@ def name_cell(launch, event):
 
 
 TABLE = read_table()
-CELLS = [(launch, event) for launch in TABLE for event in EVENTS]
+CELLS = [(launch, event) for event in EVENTS for launch in LAUNCHES]
 
 
 class Project(Repo):
@@ -122,6 +149,33 @@ class Project(Repo):
         source = "import meticulous, sys; print(meticulous.Experiments()[sys.argv[1]].status)"
         return self.ask(f"unshare --fork --pid python -c '{source}' {experiment_id}").strip()
 
+    def read_causes(self, source):
+        """Give {id: [cause, message]} as a reader finds them that has one of SOURCES."""
+        place = self.path.parent / source
+        shutil.copytree(str(self.path), str(place / "project"), symlinks=True)
+        (place / "programs").mkdir()
+        for command in {"squeue", "sacct"}.intersection(re.split(r"\W+", source)):
+            (place / "programs" / command).symlink_to(shutil.which(command))
+        environment = self.environment({"PATH": place / "programs"})
+        if "no accounting" in source:
+            configuration = re.sub("(?m)^AccountingStorage.*", "", self.cluster.configuration.read_text())
+            (place / "slurm.conf").write_text(configuration)
+            environment["SLURM_CONF"] = str(place / "slurm.conf")
+        if "log" not in source:
+            for path in place.glob("project/experiments/*/metadata.json"):
+                metadata = json.loads(path.read_text())
+                metadata["place"].pop("log-file", None)
+                path.write_text(json.dumps(metadata))
+        controller = next(daemon for daemon in self.cluster.daemons if daemon.args[0] == "slurmctld")
+        if "controller stopped" in source:
+            controller.send_signal(signal.SIGSTOP)
+        try:
+            command = [sys.executable, "-c", READ]
+            answer = subprocess.check_output(command, cwd=str(place / "project"), env=environment)
+        finally:
+            controller.send_signal(signal.SIGCONT)
+        return json.loads(answer.decode())
+
     def wait_for_start(self, experiment_id):
         path = self.experiment(experiment_id) / "stdout"
         wait_until(lambda: path.exists() and path.read_text(), f"the start of {experiment_id}")
@@ -143,27 +197,41 @@ def project(cluster, module_folder, tmp_path):
 def cells(cluster, module_folder, tmp_path_factory):
     """Give a project with a job for each cell of the table, and the jobs; and job.sh with a time limit.
 
-    They are started, and ended, before all else, because the shortest time limit is a minute.
+    They are started, and ended, before all else, because the shortest time limit is a minute. Of the cells,
+    a failure of the node comes after all else.
     """
     project = Project(tmp_path_factory.mktemp("cells") / "project", module_folder, cluster)
-    jobs = {}
-    for launch, event in CELLS:
-        name = f"{name_cell(launch, event)}-${{SLURM_RESTART_COUNT:-0}}"
-        options = ["--time=1"] if event == "time limit" else ["--requeue"]
-        jobs[launch, event] = project.submit(f"{launch} --experiment-id {name}", *options)
+    jobs = start_cells(project, [event for event in EVENTS if event != "node failure"])
     jobs["job.sh"] = project.submit("job.sh", "--time=1")
-    for launch, event in CELLS:
-        project.wait_for_start(name_cell(launch, event) + "-0")
-        assert project.status(name_cell(launch, event) + "-0") == "RUNNING"
     project.wait_for_start("job-" + jobs["job.sh"])
-    cluster.ask("scancel", *(jobs[launch, "scancel"] for launch in TABLE))
-    cluster.ask("scontrol", "requeue", ",".join(jobs[launch, "requeue"] for launch in TABLE))
+    cluster.ask("scancel", *(jobs[launch, "scancel"] for launch in LAUNCHES))
+    cluster.ask("scontrol", "requeue", ",".join(jobs[launch, "scontrol requeue"] for launch in LAUNCHES))
+    # All that is not main's.
+    project.submit("true", f"--ntasks={cluster.cpus - len(LAUNCHES) - 1}")
     return project, jobs
 
 
+def start_cells(project, events):
+    """Start a job for each launch and event; return {(launch, event): job}."""
+    jobs = {}
+    for event in events:
+        for launch in LAUNCHES:
+            script = f"{launch} --experiment-id {name_cell(launch, event)}-${{SLURM_RESTART_COUNT:-0}}"
+            if event == "memory limit":
+                script = f"export MEMORY=900000000\n{script}"
+            jobs[launch, event] = project.submit(script, *EVENTS[event][0].split())
+    for launch, event in jobs:
+        path = project.experiment(name_cell(launch, event) + "-0")
+        wait_until(path.exists, f"the start of {path}")
+        if event != "memory limit":
+            project.wait_for_start(path.name)
+            assert project.status(path.name) == "RUNNING"
+    return jobs
+
+
 def test_the_readme_tells_of_every_launch_and_event():
-    assert list(TABLE) == ["python train.py", "exec python train.py", "srun python train.py"]
-    assert all(list(cells) == list(EVENTS) for cells in TABLE.values())
+    assert list(TABLE) == [event for event in EVENTS if event != "preemption by requeue"]
+    assert all(list(cells) == [*LAUNCHES, "cause as shown"] for cells in TABLE.values())
 
 
 def test_two_hundred_tasks_of_an_array_in_a_fresh_repository(project):
@@ -233,7 +301,7 @@ def test_tasks_of_srun_with_pmi2_are_experiments_of_their_own(project):
 
 
 def test_requeued_job_goes_on_with_its_record(project):
-    launches = {launch: f"{launch} --experiment-id job-$SLURM_JOB_ID" for launch in TABLE}
+    launches = {launch: f"{launch} --experiment-id job-$SLURM_JOB_ID" for launch in LAUNCHES}
     jobs = {launch: project.submit(script, "--requeue") for launch, script in launches.items()}
     jobs["job.sh"] = project.submit("job.sh")
     for job in jobs.values():
@@ -288,27 +356,6 @@ def test_reader_that_sees_no_process_asks_slurm(project):
     assert [project.status_from_container(name) for name in ids] == ["DEAD", "DEAD"]
 
 
-@pytest.mark.parametrize("launch, event", CELLS, ids=[name_cell(*cell) for cell in CELLS])
-def test_record_of_an_ended_job_is_what_the_readme_says(cells, launch, event):
-    project, jobs = cells
-    experiment_id = name_cell(launch, event) + "-0"
-    is_over = lambda: project.cluster.state(jobs[launch, event]) == EVENTS[event]  # noqa: E731
-    wait_until(is_over, event, timeout_s=120)
-    lines = project.read(experiment_id, "STATUS").split("\n")
-    metadata = json.loads(project.read(experiment_id, "metadata.json"))
-    print(f"| {launch} | {event} | {lines[0]}, {lines[-1]} | {project.status(experiment_id)} |")
-    said = TABLE[launch][event]
-    assert project.status(experiment_id) == re.match(r"\w+", said).group()
-    if "SIGTERM" in said:
-        assert lines[0] == "ERROR" and lines[-1].startswith("killed by SIGTERM at ")
-        assert metadata["end-time"] >= metadata["start-time"]
-    else:
-        # Slurm ends the batch script with SIGTERM, which ends bash, and then Python with SIGKILL.
-        assert lines == ["RUNNING"] and "end-time" not in metadata
-    if event == "requeue":
-        assert project.status(name_cell(launch, event) + "-1") == "SUCCESS"
-
-
 def test_signal_of_the_readmes_script_comes_before_the_time_limit(cells):
     """At the limit itself the job's state would become TIMEOUT."""
     project, jobs = cells
@@ -317,3 +364,70 @@ def test_signal_of_the_readmes_script_comes_before_the_time_limit(cells):
     wait_until(is_over, "the end of job.sh", timeout_s=120)
     assert project.cluster.state(jobs["job.sh"]) == "FAILED 0"
     assert "killed by SIGTERM at " in project.read("job-" + jobs["job.sh"], "STATUS")
+
+
+def test_reader_in_the_batch_script_finds_that_the_run_was_out_of_memory(project):
+    """Before Slurm writes or knows anything of it."""
+    command = re.search(r"`(python train\.py \|\| .*)`", README).group(1)
+    job = project.run_job(f"export MEMORY=900000000\n{command}", "--mem=100")
+    shown = project.path.with_name(f"project-{job}_4294967294.log").read_text()
+    assert "1  DEAD  oom (memory cgroup: oom_kill); last sign of life" in shown, shown
+
+
+@pytest.fixture(scope="module")
+def causes(cells):
+    """Give {source: {id: [cause, message]}} of all cells, each at its end."""
+    project, jobs = cells
+
+    def wait_for(events):
+        for launch, event in CELLS:
+            if event in events:
+                is_over = lambda: re.fullmatch(EVENTS[event][1], project.cluster.state(jobs[launch, event]))  # noqa: B023, E731
+                wait_until(is_over, f"{event} of {launch}", timeout_s=240)
+
+    wait_for(set(EVENTS) - {"node failure"})
+    jobs.update(start_cells(project, ["node failure"]))
+    project.cluster.kill_node()
+    wait_for(["node failure"])
+    project.cluster.start_node()
+    return {source: project.read_causes(source) for source in SOURCES}
+
+
+@pytest.mark.parametrize("launch, event", CELLS, ids=[name_cell(*cell) for cell in CELLS])
+def test_record_of_an_ended_job_is_what_the_readme_says(cells, causes, launch, event):
+    project, _ = cells
+    experiment_id = name_cell(launch, event) + "-0"
+    lines = project.read(experiment_id, "STATUS").split("\n")
+    metadata = json.loads(project.read(experiment_id, "metadata.json"))
+    row = TABLE[event if event in TABLE else "preemption"]
+    for source, found in causes.items():
+        print(f"{launch} | {event} | {lines[0]}, {lines[-1]} | {source} | {found[experiment_id]}")
+    assert project.status(experiment_id) == re.match(r"\w+", row[launch]).group()
+    if "SIGTERM" in row[launch]:
+        assert lines[0] == "ERROR" and lines[-1].startswith("killed by SIGTERM at ")
+        assert metadata["end-time"] >= metadata["start-time"]
+    else:
+        # Slurm ends the batch script with SIGTERM, which ends bash, and then Python with SIGKILL.
+        assert lines == ["RUNNING"] and "end-time" not in metadata
+    if "requeue" in event:
+        assert project.status(name_cell(launch, event) + "-1") == "SUCCESS"
+    for source, not_told in SOURCES.items():
+        is_told = not re.search(not_told, f"{launch} {event}")
+        other = "signal" if "SIGTERM" in row[launch] else "unknown"
+        cause = row["cause as shown"].strip("`") if is_told else other
+        assert (source, causes[source][experiment_id][0]) == (source, cause)
+
+
+def test_all_that_were_preempted_are_started_again(cells, causes):
+    project, _ = cells
+    loop = re.search(r"^```sh\n(python meticulous.py path --filter .*?)^```$", README, re.M | re.S).group(1)
+    for job in re.findall("Submitted batch job ([0-9]+)", project.ask(f"export WORK_S=0\n{loop}")):
+        is_over = lambda job=job: project.cluster.state(job).startswith(("COMPLETED", "FAILED"))  # noqa: E731
+        wait_until(is_over, "the end of the job")
+    again = {
+        reader.metadata["repeats"]: reader.status
+        for reader in project.readers()
+        if "repeats" in reader.metadata
+    }
+    preempted = [name for name, (cause, _) in causes["log squeue sacct"].items() if cause == "preempted"]
+    assert len(preempted) == 9 and again == dict.fromkeys(preempted, "SUCCESS")
