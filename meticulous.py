@@ -97,7 +97,7 @@ __all__ = [
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from typing import IO, Any, Dict, Iterator, List, Mapping, Optional, Sequence, Union
+    from typing import IO, Any, Collection, Dict, Iterator, List, Mapping, Optional, Sequence, Union
 
 _WINDOWS = os.name == "nt"
 
@@ -111,8 +111,37 @@ if __name__ in sys.modules and __name__ != "__main__":
     sys.modules[f"{__name__}.experiment"] = sys.modules[f"{__name__}.experiments"] = experiment
 
 
+_OR_NORECORD = ", or pass norecord=True (METICULOUS_NORECORD=1) to run without a record"
+
+
 class MeticulousException(Exception):
-    """The base class of all errors that this module raises on purpose."""
+    """The base class of all errors that this module raises on purpose.
+
+    options: the arguments of Experiment that the caller's parser has options for; the message names these.
+    """
+
+    options: "Collection[str]" = ()
+
+    def _message(self) -> str:
+        return super().__str__()
+
+    def __str__(self) -> str:
+        text = self._message()
+        if self.options and "norecord" not in self.options:  # a command that records nothing
+            text = text.replace(_OR_NORECORD, "")
+        for name in self.options:
+            option = "--" + name.replace("_", "-")
+            text = re.sub(rf"(?<![/\w]){name}(=True)?(?![/\w])", option, text)
+        return text
+
+
+def _name_options(options, function, *arguments, **keywords):
+    """Call *function*; an error that it raises names the *options*, because the caller's parser has them."""
+    try:
+        return function(*arguments, **keywords)
+    except MeticulousException as error:
+        error.options = options
+        raise
 
 
 class GitException(MeticulousException):
@@ -129,14 +158,14 @@ class DirtyRepoException(MeticulousException):
         super().__init__(files, commit, work_tree)
         self.files, self.commit, self.work_tree = files, commit, work_tree
 
-    def __str__(self) -> str:
+    def _message(self) -> str:
         names = ", ".join(map(repr, self.files[:5])) + (", ..." if len(self.files) > 5 else "")
         count = "1 tracked file" if len(self.files) == 1 else f"{len(self.files)} tracked files"
         verb = "differs" if len(self.files) == 1 else "differ"
         return (
             f"{count} in {self.work_tree} {verb} from commit {self.commit[:7]}: {names}.\n"
-            "Commit or stash them, or pass --allow-dirty (METICULOUS_ALLOW_DIRTY=1) to record a snapshot, "
-            "or --norecord (METICULOUS_NORECORD=1) to run without a record."
+            "Commit or stash them, or pass allow_dirty=True (METICULOUS_ALLOW_DIRTY=1) to record a snapshot"
+            f"{_OR_NORECORD}."
         )
 
 
@@ -147,11 +176,11 @@ class MismatchedArgsException(MeticulousException):
         super().__init__(path, differences)
         self.path, self.differences = path, differences
 
-    def __str__(self) -> str:
+    def _message(self) -> str:
         shown = "; ".join(self.differences[:5]) + ("; ..." if len(self.differences) > 5 else "")
         return (
             f"{self.path} was recorded with other arguments: {shown}.\n"
-            "Use the recorded ones to resume, or leave out --experiment-id to start a new experiment."
+            "Use the recorded ones to resume, or leave out experiment_id to start a new experiment."
         )
 
 
@@ -162,10 +191,10 @@ class MismatchedCommitException(MeticulousException):
         super().__init__(path, recorded, current)
         self.path, self.recorded, self.current = path, recorded, current
 
-    def __str__(self) -> str:
+    def _message(self) -> str:
         return (
             f"{self.path} was recorded on commit {self.recorded}, but HEAD is {self.current}.\n"
-            "Check out the recorded commit to resume, or leave out --experiment-id to start a new experiment."
+            "Check out the recorded commit to resume, or leave out experiment_id to start a new experiment."
         )
 
 
@@ -176,7 +205,7 @@ class InvalidIdException(MeticulousException, ValueError):
         super().__init__(experiment_id, reason)
         self.experiment_id, self.reason = experiment_id, reason
 
-    def __str__(self) -> str:
+    def _message(self) -> str:
         shown = repr(self.experiment_id)
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
         return f"{shown} can't be an experiment id: {self.reason}. Use letters, digits, '-' and '_'."
@@ -196,7 +225,7 @@ class FolderException(MeticulousException, OSError):
     def __reduce__(self) -> "Any":
         return type(self), (self.path, self.reason, self.errno)
 
-    def __str__(self) -> str:
+    def _message(self) -> str:
         return f"{self.path} {self.reason}"
 
 
@@ -210,11 +239,11 @@ class RunningException(MeticulousException):
         super().__init__(path, process, since)
         self.path, self.process, self.since = path, process, since
 
-    def __str__(self) -> str:
+    def _message(self) -> str:
         host, pid = self.process.get("host", "an unknown host"), self.process.get("pid", "unknown")
         return (
             f"{self.path} is still running on {host} (pid {pid}) since {self.since}.\n"
-            "Wait for its end, or leave out --experiment-id to start a new experiment."
+            "Wait for its end, or leave out experiment_id to start a new experiment."
         )
 
 
@@ -1140,7 +1169,7 @@ def _git(arguments, directory, stdin=b"", meanwhile=None, **variables):
     except OSError as error:
         raise GitException(
             f"git can't be run in {directory}: {_explain(error)}.\n"
-            "Install git and put it on PATH, or pass --norecord to run without a record."
+            f"Install git and put it on PATH{_OR_NORECORD}."
         ) from error
     with process:
         if meanwhile is not None:
@@ -1180,15 +1209,15 @@ def _explain_refusal(answer, directory):
         remedy = "Bring that back (`git worktree repair` if it was moved)"
     elif "not a git repository" in reason.lower():
         what = f"is not in a git repository ({reason})"
-        remedy = "Run `git init` there and commit the code, or name another --project-directory"
+        remedy = "Run `git init` there and commit the code, or name another project_directory"
     elif "File exists" in reason:
         what, remedy = f"is locked: {reason}", "Remove the lock if no git runs"
     elif not answer.code or re.search("work(ing)? tree", reason):
         what = "is in a bare repository or inside .git, where no files are checked out"
-        remedy = "Name another --project-directory"
+        remedy = "Name another project_directory"
     else:
         what, remedy = f"is in a repository that git can't use: {reason}", "Repair it"
-    return GitException(f"{directory} {what}.\n{remedy}, or pass --norecord to run without a record.")
+    return GitException(f"{directory} {what}.\n{remedy}{_OR_NORECORD}.")
 
 
 def _is_there(folder, name):
@@ -1218,7 +1247,7 @@ def _find_work_tree(project_directory):
     except FileNotFoundError as error:
         raise GitException("The current directory was deleted.\nChange to one that is there.") from error
     if not os.path.isdir(given):
-        raise GitException(f"There is no directory {given}.\nName another --project-directory.")
+        raise GitException(f"There is no directory {given}.\nName another project_directory.")
     # Git's search ends at file systems, at ceilings, and at the HEAD of .git itself and of bare repositories.
     for top in _list_parents(os.path.realpath(given)):
         if _is_there(top, ".git"):
@@ -1293,8 +1322,7 @@ def _read_state(work_tree, at_once, with_untracked=False, folders=()):
         (sha, commit), (tree, _), *others = _read_objects(work_tree, names)
         if not sha:
             raise GitException(
-                f"{work_tree} has no commit yet.\n"
-                "Commit the code (`git add`, `git commit`), or pass --norecord to run without a record."
+                f"{work_tree} has no commit yet.\nCommit the code (`git add`, `git commit`){_OR_NORECORD}."
             )
         if commit.startswith(f"tree {tree}\n".encode()):
             trees = {folder: _parse_tree(raw, len(sha)) for folder, (_, raw) in zip(folders, others)}
@@ -1337,7 +1365,7 @@ def _find_ignorable_path(work_tree, directory):
         problem = "has a name that no line of .gitignore can express"
     else:
         return path
-    raise GitException(f"{directory!r} {problem}.\nName another --experiments-directory.")
+    raise GitException(f"{directory!r} {problem}.\nName another experiments_directory.")
 
 
 def _escape_pattern(path):
@@ -1458,8 +1486,8 @@ def _commit_line(work_tree, head, line, experiments_directory):
             return False
         reason = str(error).splitlines()[0].rstrip(".")
         raise GitException(
-            f"{path} should name the experiments directory, but that can't be committed: {reason}.\n"
-            f"Add this line to it and commit it, add it to .git/info/exclude, or pass --norecord: {line}"
+            f"{path} should have the line {line}, but that can't be committed: {reason}.\n"
+            f"Add it there and commit it, or add it to .git/info/exclude{_OR_NORECORD}."
         ) from error
     _warn(f"committed the line {line} to {path} ({sha[:7]}).")
     return False
@@ -1527,7 +1555,7 @@ def _leave_out(top, changed):
         if os.path.isdir(path) and not os.path.islink(path) and "D" not in code:
             raise GitException(
                 f"{os.fsdecode(path)} is a submodule with changes, or an untracked repository.\n"
-                "Commit it, or have git ignore it: a snapshot can't hold it. Or pass --norecord."
+                f"A snapshot can't hold it: commit it, or have git ignore it{_OR_NORECORD}."
             )
         if code == "??":
             size = os.lstat(path).st_size
@@ -2940,7 +2968,7 @@ def _explain_refused_write(error, directory):
     if error.errno in (errno.EACCES, errno.EPERM):
         reason += (
             "\nIf a group shares it, its owner may run `chmod g+ws` on it, and each member `umask 002`; "
-            "or name another --experiments-directory."
+            "or name another experiments_directory."
         )
     return FolderException(path, reason, error.errno)
 
@@ -3316,7 +3344,8 @@ class Experiment:
         Raises InvalidArgsException if an argument of the user's has the dest of one of these options.
         """
         args, defaults, own = _read_arguments(parser, arg_list)
-        return cls(args, defaults if capture_defaults else None, **{**meticulous_args, **own})
+        defaults = defaults if capture_defaults else None
+        return _name_options(own, cls, args, defaults, **{**meticulous_args, **own})
 
     def __repr__(self) -> str:
         return f"<Experiment {self.curexpdir!r}>"
@@ -4830,7 +4859,7 @@ def _record_command(command, own):
         pass
     restore_signals = _block_signals()
     sys.argv = command  # what the record calls the command
-    experiment = Experiment(_parse_command(command), None, **own)
+    experiment = _name_options(own, Experiment, _parse_command(command), None, **own)
     start, environment = time.monotonic(), _read_environment()
     early = signal.sigpending() - {signal.SIGCHLD}
     try:
@@ -5023,8 +5052,9 @@ def _freeze(options):
         sha = _find_commit(work_tree, metadata.get("githead-sha", options.commit))
     else:
         sha = _prepare_repository(
-            work_tree, directory, lambda: os.makedirs(directory, exist_ok=True), options.allow_dirty
-        ).sha
+            work_tree, directory, lambda: os.makedirs(directory, exist_ok=True),
+            options.allow_dirty or _is_set("METICULOUS_ALLOW_DIRTY"),
+        ).sha  # fmt: skip
     copy = _make_copy(work_tree, directory, sha, options)
     sys.stdout.write(os.path.normpath(os.path.join(copy, os.path.relpath(project, work_tree))) + "\n")
     return 0
@@ -6038,6 +6068,8 @@ def main(argv: "Optional[Sequence[str]]" = None) -> int:
         sys.stdout.flush()
         return code
     except MeticulousException as error:
+        # The options of our commands, but for `run`, whose errors have theirs.
+        error.options = error.options or ("project_directory", "experiments_directory", "allow_dirty")
         _warn(str(error))
         return _NOTHING_FOUND if isinstance(error, _NothingFound) else _WRONG
     except OSError as error:

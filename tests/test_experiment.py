@@ -455,7 +455,7 @@ class TestBadInput:
         repo.write("script.py", script())
         repo.commit()
         repo.write("model.py", "a = 2\n")
-        message = fails(repo, None, "DirtyRepoException", "'model.py'", str(repo.path), "--norecord")
+        message = fails(repo, None, "DirtyRepoException", "'model.py'", str(repo.path), "norecord=True")
         assert "1 tracked file" in message
         assert not (repo.path / "experiments").exists()
         assert not (repo.path / ".gitignore").exists()
