@@ -619,7 +619,7 @@ def test_no_commit_yet(tmp_path, work_in):
 @pytest.mark.parametrize("where", [".git", ".git/hooks", "bare", "bare/hooks"])
 def test_no_files_checked_out(repo, work_in, where):
     repo.git("init", "-q", "--bare", "bare")
-    with pytest.raises(meticulous.GitException, match="(?s)bare repository or inside.*--project"):
+    with pytest.raises(meticulous.GitException, match="(?s)bare repository or inside.*project_directory"):
         work_in(project=repo.path / where)
 
 
@@ -776,7 +776,7 @@ def test_line_ignores_nothing_else(repo, work_in):
 
 @pytest.mark.parametrize("name", ["a\nb", "a\r"])
 def test_names_without_a_line(repo, work_in, name):
-    with unchanged(repo), pytest.raises(meticulous.GitException, match="experiments-directory"):
+    with unchanged(repo), pytest.raises(meticulous.GitException, match="experiments_directory"):
         work_in(name)
 
 
@@ -785,7 +785,7 @@ def test_impossible_directories(repo, work_in, name):
     (repo.path / "pkg").mkdir()
     (repo.path / "to-top").symlink_to(".")
     (repo.path / "to-git").symlink_to(".git")
-    with unchanged(repo), pytest.raises(meticulous.GitException, match="experiments-directory"):
+    with unchanged(repo), pytest.raises(meticulous.GitException, match="experiments_directory"):
         work_in(name)
 
 
