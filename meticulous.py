@@ -1566,48 +1566,65 @@ def _leave_out(top, changed):
     return left_out
 
 
-def _write_work_tree(work_tree, index, names):
-    """Store the work tree, of which *names* differ from the file *index*; return the tree's sha."""
-    tags = []
+def _may_overlook(index, digits):
+    """Return whether the bytes of the *index* let git overlook changes; *digits* of a sha are 40 or 64.
 
-    def update(names, *options, **keywords):
-        command = ["update-index", *options, "-z", "--stdin"]
-        _ask_git(command, work_tree, b"", b"\0".join(names), GIT_INDEX_FILE=index, **keywords)
-
-    def list_tags():
-        tags.extend(_ask_git(["ls-files", "-v", "-z"], work_tree).split(b"\0"))
-
-    add = "--add", "--remove", "--replace"
-    update(names, *add, meanwhile=list_tags)
-    # Lower case, or S: git is told to overlook changes. What a sparse checkout leaves out is not there.
-    hidden = [tag[2:] for tag in tags if re.match(b"[a-zS]", tag)]
-    hidden = [name for name in hidden if _is_there(os.fsencode(work_tree), name)]
-    if hidden:
-        update(hidden, "--no-assume-unchanged")
-        update(hidden, "--no-skip-worktree")
-        update(hidden, *add)
-    return _ask_git(["write-tree", "--missing-ok"], work_tree, b".", GIT_INDEX_FILE=index).decode().strip()
+    Read here (gitformat-index(5)), because `git ls-files -v` takes as long as `git status`.
+    """
+    # A sparse checkout needs another version, and a split index has most entries in another file.
+    if index[7] != 2 or b"link" in index:
+        return True
+    entry = 12
+    for _ in range(int.from_bytes(index[8:entry], "big")):
+        flags = entry + 40 + digits // 2
+        if index[flags] & 0x80:  # assume-unchanged
+            return True
+        entry += (index.index(0, flags + 2) - entry) // 8 * 8 + 8
+    return False
 
 
-def _take_snapshot(work_tree, head):
+def _list_overlooked(work_tree):
+    """Return the files of which git is told to overlook changes, but for those that are not there."""
+    tags = _ask_git(["ls-files", "-v", "-z"], work_tree).split(b"\0")
+    names = [tag[2:] for tag in tags if tag[:1].islower() or tag[:1] == b"S"]
+    return [name for name in names if _is_there(os.fsencode(work_tree), name)]
+
+
+def _take_snapshot(work_tree, head, directory):
     """Commit the work tree as it is, on top of *head*, and have *head* describe that commit.
 
-    The user's index, branch, stash and files stay as they are: git works on a copy of the index.
+    The user's index, branch, stash and files stay as they are: git works on a copy of the index, in a hidden
+    folder of the experiments *directory*, which a later start sweeps if this one is killed.
     """
     left_out = _leave_out(os.fsencode(work_tree), head.changed)
     files = [name for name in head.changed if name not in left_out]
     index = os.path.join(_find_git_directory(work_tree), "index")
-    copy = f"{index}.{_unique_name()}"
-    times = os.stat(index)
+    times, content = os.stat(index), _read_file(index)
+    hidden = os.path.join(directory, _BUILD_PREFIX + _unique_name())
+    copy = os.path.join(hidden, "index")
+
+    def update(names, *options):
+        command = ["update-index", *options, "-z", "--stdin"]
+        _ask_git(command, work_tree, b"", b"\0".join(names), GIT_INDEX_FILE=copy)
+
+    os.mkdir(hidden)
     try:
-        with open(copy, "xb") as file:
-            file.write(_read_file(index))
+        _create_file(copy, content)
         # By its time git knows which files may have changed in the same second:
         # test_edit_of_the_same_size_in_the_same_second.
         os.utime(copy, ns=(times.st_atime_ns, times.st_mtime_ns))
-        tree = _write_work_tree(work_tree, copy, [name.encode("utf-8", "surrogateescape") for name in files])
+        add = "--add", "--remove", "--replace"
+        update([name.encode("utf-8", "surrogateescape") for name in files], *add)
+        overlooked = _list_overlooked(work_tree) if _may_overlook(content, len(head.sha)) else []
+        if overlooked:
+            update(overlooked, "--no-assume-unchanged")
+            update(overlooked, "--no-skip-worktree")
+            update(overlooked, *add)
+        command = ["write-tree", "--missing-ok"]
+        tree = _ask_git(command, work_tree, b".", GIT_INDEX_FILE=copy).decode().strip()
     finally:
-        _remove_file(copy)
+        _remove_file(copy)  # not _remove_folder, because importing shutil takes longer than all of this
+        _remove_directory(hidden)
 
     def make_patch():
         command = ["diff-tree", "-p", "--binary", "--full-index", "--no-ext-diff", "--no-textconv"]
@@ -1616,7 +1633,10 @@ def _take_snapshot(work_tree, head):
     command = ["commit-tree", tree, "-p", head.sha, "-m", _SNAPSHOT_MESSAGE]
     output = _ask_git(command, work_tree, b".", meanwhile=make_patch, **_SNAPSHOT_AUTHOR)
     head.snapshot = {"head": head.sha, "files": files, "left-out": left_out, "complete": not left_out}
-    head.sha, head.message, head.trees = output.decode().strip(), f"{_SNAPSHOT_MESSAGE}\n", {}
+    head.sha, head.message = output.decode().strip(), f"{_SNAPSHOT_MESSAGE}\n"
+    # The trees of all other folders are the same.
+    for folder in {os.path.dirname(name) for name in [*files, *map(os.fsdecode, overlooked)]}:
+        head.trees.pop(folder, None)
     _ask_git(["update-ref", f"refs/meticulous/{head.sha}", head.sha], work_tree)
 
 
@@ -1775,7 +1795,7 @@ def _prepare_repository(work_tree, experiments_directory, make_directory, allow_
         make_directory()  # before the commit, and once more after it, which changes nothing
         if is_ignored:
             if head.changed:
-                _take_snapshot(work_tree, head)
+                _take_snapshot(work_tree, head, experiments_directory)
             head.proof, proof.head = proof, head
             return head
         if _commit_line(work_tree, head, _escape_pattern(path), experiments_directory):

@@ -459,7 +459,9 @@ def test_kill_at_every_step_of_a_snapshot_changes_nothing(repo, snap, step):
             os.chdir(str(repo.path))
             die_at(step)
             path = str(repo.path / "experiments")
-            meticulous._prepare_repository(str(repo.path), path, lambda: None, True)
+            meticulous._prepare_repository(
+                str(repo.path), path, lambda: os.makedirs(path, exist_ok=True), True
+            )
         finally:
             os._exit(0)
     status = os.waitpid(child, 0)[1]

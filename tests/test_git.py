@@ -635,7 +635,8 @@ def test_repository_of_another_user(repo, start, tmp_path):
     if result.code:  # git from 2.35.2 on
         assert "belongs to another user" in result.stderr
         assert (
-            f"run `git config --global --add safe.directory {repo.path}`, or pass norecord=True" in result.stderr
+            f"run `git config --global --add safe.directory {repo.path}`, or pass norecord=True"
+            in result.stderr
         )
         trust = {
             "GIT_CONFIG_COUNT": "1",
