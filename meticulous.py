@@ -1524,16 +1524,15 @@ def _differs_only_by_our_commits(work_tree, recorded_sha, head):
 
 _LARGEST_FILE = 2**20  # bytes of an untracked file in a snapshot
 _LARGEST_SUM = 20 * 2**20  # bytes of all untracked files in a snapshot
-_SNAPSHOT_MESSAGE = "Snapshot of uncommitted changes"
 # Equal states of a work tree are the same commit, whoever makes it, and whenever.
-_SNAPSHOT_AUTHOR = {
-    "GIT_AUTHOR_NAME": "meticulous",
-    "GIT_AUTHOR_EMAIL": "meticulous@localhost",
-    "GIT_AUTHOR_DATE": "1000000000 +0000",
-    "GIT_COMMITTER_NAME": "meticulous",
-    "GIT_COMMITTER_EMAIL": "meticulous@localhost",
-    "GIT_COMMITTER_DATE": "1000000000 +0000",
-}
+_SNAPSHOT = """\
+tree {}
+parent {}
+author meticulous <meticulous@localhost> 1000000000 +0000
+committer meticulous <meticulous@localhost> 1000000000 +0000
+
+Snapshot of uncommitted changes
+"""
 
 
 def _hash_large_file(path):
@@ -1590,17 +1589,18 @@ def _list_overlooked(work_tree):
     return [name for name in names if _is_there(os.fsencode(work_tree), name)]
 
 
-def _take_snapshot(work_tree, head, directory):
+def _take_snapshot(work_tree, head, experiments_directory):
     """Commit the work tree as it is, on top of *head*, and have *head* describe that commit.
 
     The user's index, branch, stash and files stay as they are: git works on a copy of the index, in a hidden
-    folder of the experiments *directory*, which a later start sweeps if this one is killed.
+    folder of the *experiments_directory*, which a later start sweeps if this one is killed.
     """
     left_out = _leave_out(os.fsencode(work_tree), head.changed)
     files = [name for name in head.changed if name not in left_out]
-    index = os.path.join(_find_git_directory(work_tree), "index")
+    directory = _find_git_directory(work_tree)
+    index = os.path.join(directory, "index")
     times, content = os.stat(index), _read_file(index)
-    hidden = os.path.join(directory, _BUILD_PREFIX + _unique_name())
+    hidden = os.path.join(experiments_directory, _BUILD_PREFIX + _unique_name())
     copy = os.path.join(hidden, "index")
 
     def update(names, *options):
@@ -1626,26 +1626,23 @@ def _take_snapshot(work_tree, head, directory):
         _remove_file(copy)  # not _remove_folder, because importing shutil takes longer than all of this
         _remove_directory(hidden)
 
-    def make_patch():
-        command = ["diff-tree", "-p", "--binary", "--full-index", "--no-ext-diff", "--no-textconv"]
-        head.patch = _ask_git([*command, head.sha, tree], work_tree)
-
-    command = ["commit-tree", tree, "-p", head.sha, "-m", _SNAPSHOT_MESSAGE]
-    output = _ask_git(command, work_tree, b".", meanwhile=make_patch, **_SNAPSHOT_AUTHOR)
+    commit = _SNAPSHOT.format(tree, head.sha).encode()
+    sha = _hash_object("commit", commit, len(head.sha))
+    reference = f"refs/meticulous/{sha}"
+    if not _is_there(directory, reference):
+        _ask_git(["hash-object", "-t", "commit", "-w", "--stdin"], work_tree, b".", commit)
+        _ask_git(["update-ref", reference, sha], work_tree)
+    command = ["diff-tree", "-p", "--binary", "--full-index", "--no-ext-diff", "--no-textconv"]
+    head.patch = _ask_git([*command, head.sha, tree], work_tree)
     head.snapshot = {"head": head.sha, "files": files, "left-out": left_out, "complete": not left_out}
-    head.sha, head.message = output.decode().strip(), f"{_SNAPSHOT_MESSAGE}\n"
+    head.sha, head.message = sha, _parse_commit(commit)
     # The trees of all other folders are the same.
     for folder in {os.path.dirname(name) for name in [*files, *map(os.fsdecode, overlooked)]}:
         head.trees.pop(folder, None)
-    _ask_git(["update-ref", f"refs/meticulous/{head.sha}", head.sha], work_tree)
 
 
-def _hash_blob(path, digits):
-    """Return git's name of the file *path* as a blob, 40 or 64 *digits*; "" if the file can't be read."""
-    try:
-        content = os.fsencode(os.readlink(path)) if os.path.islink(path) else _read_file(path)
-    except OSError:
-        return ""
+def _hash_object(kind, content, digits):
+    """Return git's name of an object: 40 or 64 *digits*."""
     try:
         # A tenth of the time of hashlib, which loads OpenSSL.
         from _sha1 import sha1  # type: ignore[import-not-found]
@@ -1653,7 +1650,16 @@ def _hash_blob(path, digits):
         from hashlib import sha1
     if digits == 64:
         from hashlib import sha256 as sha1
-    return sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    return sha1(f"{kind} {len(content)}\0".encode() + content).hexdigest()
+
+
+def _hash_file_or_link(path, digits):
+    """Return git's name of the file *path*, without filters; "" if it can't be read."""
+    try:
+        content = os.fsencode(os.readlink(path)) if os.path.islink(path) else _read_file(path)
+    except OSError:
+        return ""
+    return _hash_object("blob", content, digits)
 
 
 def _compare_files(top, sha, trees, paths):
@@ -1665,7 +1671,7 @@ def _compare_files(top, sha, trees, paths):
     if folders:
         objects = _read_objects(top, [f"{sha}:{folder}".replace(os.sep, "/") for folder in folders])
         trees.update((folder, _parse_tree(raw, len(sha))) for folder, (_, raw) in zip(folders, objects))
-    hashes = {path: _hash_blob(os.path.join(top, path), len(sha)) for path in paths}
+    hashes = {path: _hash_file_or_link(os.path.join(top, path), len(sha)) for path in paths}
     known: "Dict[str, str]" = {}  # what differs; usually nothing does
     unknown: "Dict[str, List[str]]" = {}
     for path in paths:
