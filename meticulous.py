@@ -1508,15 +1508,20 @@ def _finish_commit(work_tree, head):
 
 
 def _differs_only_by_our_commits(work_tree, recorded_sha, head):
-    """Return whether *head* comes after *recorded_sha* by nothing but commits of ours to .gitignore."""
-    command = ["rev-list", "--format=%P%n%s", f"{recorded_sha}..{head.sha}"]
-    ours = rf"(commit \w+\n(\w+)\n{_IGNORE_MESSAGE}\n)+".encode()
-    chain = re.fullmatch(ours, _git(command, work_tree).stdout)
-    if chain is None or chain.group(2).decode() != recorded_sha:
-        return False
-    return (
-        _git(["diff-tree", "-z", "--name-only", recorded_sha, head.sha], work_tree).stdout == b".gitignore\0"
-    )
+    """Return whether *head* comes after *recorded_sha* by nothing but commits of ours to .gitignore.
+
+    Or, if both are snapshots, whether their parents do.
+    """
+    command = ["rev-list", "--format=%P%n%s", f"{recorded_sha}...{head.sha}"]
+    output = _git(command, work_tree).stdout.decode("latin-1")
+    commits = {sha: rest for sha, *rest in re.findall(r"commit (\w+)\n(.*)\n(.*)", output)}
+    old, new = recorded_sha, head.sha
+    if head.snapshot and old in commits and _IGNORE_FILE not in head.snapshot["files"]:
+        old, new = commits[old][0], commits[new][0]
+    while new in commits and commits[new][1] == _IGNORE_MESSAGE:
+        new = commits[new][0]
+    command = ["diff-tree", "-z", "--name-only", recorded_sha, head.sha]
+    return new == old and _git(command, work_tree).stdout == b".gitignore\0"
 
 
 # === Code =====================================================================
