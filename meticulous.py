@@ -600,14 +600,17 @@ def _is_instance(value, module, name):
 
 def _take_apart(value):
     """Return the parts of *value* in a dict or list, an array's scalar as a number, or else a description."""
-    from collections import UserString, deque
-    from collections.abc import Sequence
-
     # Classes are asked and not values, whose __getattr__ may do anything; and no module is imported for them.
     kind = type(value)
-    if isinstance(value, (list, tuple, deque)):
+    if isinstance(value, (list, tuple)) or _is_instance(value, "_collections", "deque"):
         return list(value)
-    if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray, range, UserString)):
+    # Not imported from collections.abc, because that fails where two threads do it at once (3.13):
+    # test_threads_that_make_experiments_at_once_leave_nothing_behind. os imports its contents at every start.
+    if (
+        _is_instance(value, "_collections_abc", "Sequence")
+        and not isinstance(value, (bytes, bytearray, range))
+        and not _is_instance(value, "collections", "UserString")
+    ):
         return [_read(value.__getitem__, index) for index in range(len(value))]
     if hasattr(kind, "tolist"):
         plain = value.tolist()  # numpy, torch, pandas; a scalar's is a number
@@ -775,13 +778,14 @@ def _list_packages():
     found: "Dict[str, str]" = {}
     for folder in sys.path:
         try:
-            names = "\n".join(os.listdir(folder or "."))
+            names = os.listdir(folder or ".")
         except OSError:
             continue
-        for name, version in re.findall(
-            r"(?m)^([^-\n]+)-([^-\n]+?)(?:-py[0-9.]+)?\.(?:dist|egg)-info$", names
-        ):
-            found.setdefault(name, version)
+        for name in names:
+            # NAME-VERSION.dist-info, NAME-VERSION-py3.6.egg-info; an editable one may lack the version.
+            parts = name.rsplit(".", 1)[0].split("-")
+            if name.endswith((".dist-info", ".egg-info")) and len(parts) > 1:
+                found.setdefault(*parts[:2])
     return "\n".join(f"{name}=={found[name]}" for name in sorted(found))
 
 
@@ -897,7 +901,8 @@ class _Scheduler:
     """Ask Slurm about the jobs of this user: once for a complete listing, and only if a record needs it."""
 
     def __init__(self):
-        self._cluster, self._jobs, self._steps, self._valid_until = "", {}, [], float("-inf")
+        self._answer: "Any" = None
+        self._valid_until = float("-inf")
 
     def is_job_running(self, process):
         """Return whether the job that *process* is part of runs; None if Slurm can't tell."""
@@ -906,17 +911,18 @@ class _Scheduler:
         if _WINDOWS or "slurmd-nodename" not in process or process.get("slurm-job-uid") != os.getuid():
             return None
         if time.monotonic() > self._valid_until:
-            self._cluster, self._jobs, self._steps = _ask_slurm()
+            self._answer = _ask_slurm()
             self._valid_until = time.monotonic() + _SLURM_ANSWER_LIFE_S
-        if process.get("slurm-cluster-name") != self._cluster:
+        cluster, jobs, steps = self._answer
+        if process.get("slurm-cluster-name") != cluster:
             return None  # other clusters have the same numbers
         job, step = process.get("slurm-job-id"), process.get("slurm-step-id")
-        state, restarts = self._jobs.get(str(job), ("GONE", 0))
+        state, restarts = jobs.get(str(job), ("GONE", 0))
         # A COMPLETING job that is requeued counts as restarted while its old processes are still being ended.
         has_restarted = restarts > process.get("slurm-restart-count", 0) and state != "COMPLETING"
         if state == "GONE" or has_restarted:
             return False
-        if state == "RUNNING" and step is not None and (str(job), str(step)) not in self._steps:
+        if state == "RUNNING" and step is not None and (str(job), str(step)) not in steps:
             return False  # a step that has ended, of a job that goes on with the next
         return True if state in ("RUNNING", "SUSPENDED") else None
 
@@ -1195,29 +1201,33 @@ def _ask_git(arguments, directory, form=b"", *rest, **variables):
     return answer.stdout
 
 
+_LOST = "is a work tree or submodule whose repository is not there"
+_BRING_BACK = "Bring that back (`git worktree repair` if it was moved)"
+# What git says, what that means, and what to do. {0} is what the pattern finds, {1} git's reason.
+_REFUSALS = (
+    (r"(?s)git config --global --add safe\.directory .+", "belongs to another user, so git doesn't read it",
+     "If you trust it, run `{0}`"),
+    ("(?i)(?<=not a git repository: )(?!.*null).+", _LOST + ": {0}", _BRING_BACK),
+    ("(?i)not a git repository: ", _LOST, _BRING_BACK),  # git 2.55 doesn't name it
+    ("(?i)not a git repository", "is not in a git repository ({1})",
+     "Run `git init` there and commit the code, or name another project_directory"),
+    ("File exists", "is locked: {1}", "Remove the lock if no git runs"),
+    ("work(ing)? tree", "is in a bare repository or inside .git, where no files are checked out",
+     "Name another project_directory"),
+    ("", "is in a repository that git can't use: {1}", "Repair it"),
+)  # fmt: skip
+
+
 def _explain_refusal(answer, directory):
     """Return a GitException that says what git's refusal means, and what to do."""
-    reason = answer.reason
-    trust = re.search(r"(?s)git config --global --add safe\.directory .+", answer.stderr)
-    lost = re.search("not a git repository: (.+)", reason)
-    if trust:
-        what = "belongs to another user, so git doesn't read it"
-        remedy = f"If you trust it, run `{trust.group().strip()}`"
-    elif lost:
-        what = "is a work tree or submodule whose repository is not there"
-        what += f": {lost.group(1)}" if "null" not in lost.group(1) else ""  # git 2.55 doesn't name it
-        remedy = "Bring that back (`git worktree repair` if it was moved)"
-    elif "not a git repository" in reason.lower():
-        what = f"is not in a git repository ({reason})"
-        remedy = "Run `git init` there and commit the code, or name another project_directory"
-    elif "File exists" in reason:
-        what, remedy = f"is locked: {reason}", "Remove the lock if no git runs"
-    elif not answer.code or re.search("work(ing)? tree", reason):
-        what = "is in a bare repository or inside .git, where no files are checked out"
-        remedy = "Name another project_directory"
-    else:
-        what, remedy = f"is in a repository that git can't use: {reason}", "Repair it"
-    return GitException(f"{directory} {what}.\n{remedy}{_OR_NORECORD}.")
+    # Up to git 2.18 a bare repository is not an error, only an empty answer.
+    words = answer.stderr if answer.code else "no work tree"
+    for pattern, what, remedy in _REFUSALS:
+        found = re.search(pattern, words)
+        if found:
+            break
+    text = f"{what}.\n{remedy}".format(found.group().strip(), answer.reason)
+    return GitException(f"{directory} {text}{_OR_NORECORD}.")
 
 
 def _is_there(folder, name):
@@ -1375,8 +1385,9 @@ def _escape_pattern(path):
 
 def _has_line(content, line, is_link=True):
     """Return whether .gitignore's *content* has *line*, maybe with slashes around it that change nothing."""
-    end = b"" if is_link else b"/?"  # a slash means directories; to git a link is not one
-    return bool(re.search(rb"(?m)^(\xef\xbb\xbf)?/?%s%s\r?$" % (re.escape(os.fsencode(line)), end), content))
+    strip = bytes.lstrip if is_link else bytes.strip  # a slash means directories; to git a link is not one
+    lines = content.replace(b"\xef\xbb\xbf", b"").splitlines()
+    return os.fsencode(line) in (strip(line, b"/") for line in lines)
 
 
 def _add_line(content, line):
@@ -1443,15 +1454,6 @@ def _create_commit(work_tree, head, before, after):
     return sha
 
 
-def _exclude_line(directory, line):
-    """Add *line* to info/exclude of the git *directory*, which linked work trees have in common."""
-    link = os.path.join(directory, "commondir")
-    common = os.fsdecode(_read_file(link).strip()) if os.path.exists(link) else ""
-    exclude = os.path.join(directory, common, "info", "exclude")
-    _append_line(exclude, line)
-    _warn(f"added the line {line} to {exclude}, because HEAD must stay: files differ or git is at work.")
-
-
 # Compare-and-swap, without a lock: HEAD moves first, and only from the commit that we have read; then the
 # index; the file last. A start that is killed in between leaves our commit at HEAD and only .gitignore dirty.
 # Whoever finds that does the rest, which can be done any number of times:
@@ -1469,7 +1471,14 @@ def _commit_line(work_tree, head, line, experiments_directory):
         directory = _find_git_directory(work_tree)
         # Bisect finds nothing, or never ends, if HEAD moves by itself: test_bisect_run_finds_the_commit.
         if head.changed or any(_is_there(directory, name) for name in _OPERATIONS):
-            _exclude_line(directory, line)
+            # Linked work trees have it in common.
+            link = os.path.join(directory, "commondir")
+            common = os.fsdecode(_read_file(link).strip()) if os.path.exists(link) else ""
+            exclude = os.path.join(directory, common, "info", "exclude")
+            _append_line(exclude, line)
+            _warn(
+                f"added the line {line} to {exclude}, because HEAD must stay: files differ or git is at work."
+            )
             return True
         content = _read_writable(path)
         if _has_line(content, line):
@@ -1725,8 +1734,7 @@ class _CodeProof:
         others = (sys.prefix, sys.base_prefix, experiments_directory)
         folders = [os.path.join(os.path.realpath(other), "") for other in others]
         # An interpreter inside of the work tree, not a work tree inside of the interpreter's /usr.
-        patterns = ["^" + re.escape(folder) for folder in folders if folder.startswith(self.inside)]
-        self.others = re.compile("|".join([r"[\\/](site|dist)-packages[\\/]|\n", *patterns])).search
+        self.others = tuple(folder for folder in folders if folder.startswith(self.inside))
         self.seen, self.checked = set(), set()
         self.files = set()  # type: Any
         self.code: "Dict[str, Any]" = {"checked": 0, "untracked": [], "ignored": [], "changed": []}
@@ -1747,7 +1755,13 @@ class _CodeProof:
                 real[folder] = os.path.join(os.path.realpath(folder), "")
             found = real[folder] + name
             for path in {found, os.path.realpath(found) if os.path.islink(found) else found}:
-                if path.startswith(self.inside) and not self.others(path):
+                is_own = path.startswith(self.inside) and not path.startswith(self.others)
+                # A line break can't be in a list of paths for git.
+                if (
+                    is_own
+                    and not {"site-packages", "dist-packages"}.intersection(path.split(os.sep))
+                    and "\n" not in path
+                ):
                     # A module in a zip file has a path below that file.
                     existing = next(filter(os.path.lexists, _list_parents(path)))
                     self.files.add((path if os.path.isdir(existing) else existing)[len(self.inside) :])
