@@ -1201,33 +1201,29 @@ def _ask_git(arguments, directory, form=b"", *rest, **variables):
     return answer.stdout
 
 
-_LOST = "is a work tree or submodule whose repository is not there"
-_BRING_BACK = "Bring that back (`git worktree repair` if it was moved)"
-# What git says, what that means, and what to do. {0} is what the pattern finds, {1} git's reason.
-_REFUSALS = (
-    (r"(?s)git config --global --add safe\.directory .+", "belongs to another user, so git doesn't read it",
-     "If you trust it, run `{0}`"),
-    ("(?i)(?<=not a git repository: )(?!.*null).+", _LOST + ": {0}", _BRING_BACK),
-    ("(?i)not a git repository: ", _LOST, _BRING_BACK),  # git 2.55 doesn't name it
-    ("(?i)not a git repository", "is not in a git repository ({1})",
-     "Run `git init` there and commit the code, or name another project_directory"),
-    ("File exists", "is locked: {1}", "Remove the lock if no git runs"),
-    ("work(ing)? tree", "is in a bare repository or inside .git, where no files are checked out",
-     "Name another project_directory"),
-    ("", "is in a repository that git can't use: {1}", "Repair it"),
-)  # fmt: skip
-
-
 def _explain_refusal(answer, directory):
     """Return a GitException that says what git's refusal means, and what to do."""
-    # Up to git 2.18 a bare repository is not an error, only an empty answer.
-    words = answer.stderr if answer.code else "no work tree"
-    for pattern, what, remedy in _REFUSALS:
-        found = re.search(pattern, words)
-        if found:
-            break
-    text = f"{what}.\n{remedy}".format(found.group().strip(), answer.reason)
-    return GitException(f"{directory} {text}{_OR_NORECORD}.")
+    reason = answer.reason
+    trust = re.search(r"(?s)git config --global --add safe\.directory .+", answer.stderr)
+    lost = re.search("not a git repository: (.+)", reason)
+    if trust:
+        what = "belongs to another user, so git doesn't read it"
+        remedy = f"If you trust it, run `{trust.group().strip()}`"
+    elif lost:
+        what = "is a work tree or submodule whose repository is not there"
+        what += f": {lost.group(1)}" if "null" not in lost.group(1) else ""  # git 2.55 doesn't name it
+        remedy = "Bring that back (`git worktree repair` if it was moved)"
+    elif "not a git repository" in reason.lower():
+        what = f"is not in a git repository ({reason})"
+        remedy = "Run `git init` there and commit the code, or name another project_directory"
+    elif "File exists" in reason:
+        what, remedy = f"is locked: {reason}", "Remove the lock if no git runs"
+    elif not answer.code or re.search("work(ing)? tree", reason):
+        what = "is in a bare repository or inside .git, where no files are checked out"
+        remedy = "Name another project_directory"
+    else:
+        what, remedy = f"is in a repository that git can't use: {reason}", "Repair it"
+    return GitException(f"{directory} {what}.\n{remedy}{_OR_NORECORD}.")
 
 
 def _is_there(folder, name):
