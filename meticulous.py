@@ -121,6 +121,11 @@ class MeticulousException(Exception):
     """
 
     options: "Collection[str]" = ()
+    _parts: "Sequence[str]" = ()  # the names of a class's own arguments, which become attributes
+
+    def __init__(self, *arguments: "Any") -> None:
+        super().__init__(*arguments)
+        vars(self).update(zip(self._parts, arguments))
 
     def _message(self) -> str:
         return super().__str__()
@@ -133,6 +138,12 @@ class MeticulousException(Exception):
             option = "--" + name.replace("_", "-")
             text = re.sub(rf"(?<![/\w]){name}(=True)?(?![/\w])", option, text)
         return text
+
+
+def _join_some(texts, separator=", "):
+    """Join the first five of *texts*, and "..." if there are more."""
+    texts = list(texts)
+    return separator.join(texts[:5] + ["..."] * (len(texts) > 5))
 
 
 def _name_options(options, function, *arguments, **keywords):
@@ -154,12 +165,13 @@ class DirtyRepoException(MeticulousException):
     files: their paths relative to *work_tree*; commit: HEAD's 40 hex digits.
     """
 
-    def __init__(self, files: "Sequence[str]", commit: str, work_tree: str) -> None:
-        super().__init__(files, commit, work_tree)
-        self.files, self.commit, self.work_tree = files, commit, work_tree
+    files: "Sequence[str]"
+    commit: str
+    work_tree: str
+    _parts = "files", "commit", "work_tree"
 
     def _message(self) -> str:
-        names = ", ".join(map(repr, self.files[:5])) + (", ..." if len(self.files) > 5 else "")
+        names = _join_some(map(repr, self.files))
         count = "1 tracked file" if len(self.files) == 1 else f"{len(self.files)} tracked files"
         verb = "differs" if len(self.files) == 1 else "differ"
         return (
@@ -172,14 +184,13 @@ class DirtyRepoException(MeticulousException):
 class MismatchedArgsException(MeticulousException):
     """An experiment can't be resumed with other arguments than it was recorded with."""
 
-    def __init__(self, path: str, differences: "Sequence[str]") -> None:
-        super().__init__(path, differences)
-        self.path, self.differences = path, differences
+    path: str
+    differences: "Sequence[str]"
+    _parts = "path", "differences"
 
     def _message(self) -> str:
-        shown = "; ".join(self.differences[:5]) + ("; ..." if len(self.differences) > 5 else "")
         return (
-            f"{self.path} was recorded with other arguments: {shown}.\n"
+            f"{self.path} was recorded with other arguments: {_join_some(self.differences, '; ')}.\n"
             "Use the recorded ones to resume, or leave out experiment_id to start a new experiment."
         )
 
@@ -187,9 +198,10 @@ class MismatchedArgsException(MeticulousException):
 class MismatchedCommitException(MeticulousException):
     """An experiment can't be resumed on another commit than it was recorded on."""
 
-    def __init__(self, path: str, recorded: str, current: str) -> None:
-        super().__init__(path, recorded, current)
-        self.path, self.recorded, self.current = path, recorded, current
+    path: str
+    recorded: str
+    current: str
+    _parts = "path", "recorded", "current"
 
     def _message(self) -> str:
         return (
@@ -201,9 +213,9 @@ class MismatchedCommitException(MeticulousException):
 class InvalidIdException(MeticulousException, ValueError):
     """An experiment id that can't be the name of a folder."""
 
-    def __init__(self, experiment_id: "Any", reason: str) -> None:
-        super().__init__(experiment_id, reason)
-        self.experiment_id, self.reason = experiment_id, reason
+    experiment_id: "Any"
+    reason: str
+    _parts = "experiment_id", "reason"
 
     def _message(self) -> str:
         shown = repr(self.experiment_id)
@@ -235,9 +247,10 @@ class RunningException(MeticulousException):
     process: what the record says of that process (host, pid); since: its start, local ISO 8601.
     """
 
-    def __init__(self, path: str, process: "Mapping[str, Any]", since: str) -> None:
-        super().__init__(path, process, since)
-        self.path, self.process, self.since = path, process, since
+    path: str
+    process: "Mapping[str, Any]"
+    since: str
+    _parts = "path", "process", "since"
 
     def _message(self) -> str:
         host, pid = self.process.get("host", "an unknown host"), self.process.get("pid", "unknown")
@@ -1785,8 +1798,7 @@ def _describe_code(metadata):
     names += [f"{name!r} (left out)" for name in snapshot.get("left-out") or ()]
     if not names:
         return ""
-    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    return f"Not in commit {str(metadata.get('githead-sha'))[:7]}: {shown}"
+    return f"Not in commit {str(metadata.get('githead-sha'))[:7]}: {_join_some(names)}"
 
 
 def _prepare_repository(work_tree, experiments_directory, make_directory, allow_dirty=False):
