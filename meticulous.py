@@ -288,6 +288,11 @@ def _unique_name():
     return os.urandom(8).hex()
 
 
+def _build_path(directory):
+    """Return the path of a new hidden folder, which the start of an experiment sweeps when it is old."""
+    return os.path.join(directory, _BUILD_PREFIX + _unique_name())
+
+
 def _encodable(text, stream):
     """Escape the characters of *text* that the encoding of *stream* lacks."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
@@ -1002,7 +1007,7 @@ def _claim_attempt(folder, process):
     that is there, on network file systems too. The newest claim stays, so that no number is used twice.
     Raises RunningException while the process of the newest attempt may live.
     """
-    claim = os.path.join(folder, _BUILD_PREFIX + _unique_name())
+    claim = _build_path(folder)
     os.mkdir(claim)
     try:
         _create_file(os.path.join(claim, "process.json"), _to_bytes(process))
@@ -1214,6 +1219,11 @@ def _ask_git(arguments, directory, form=b"", *rest, **variables):
     return answer.stdout
 
 
+def _ask_word(arguments, directory, *rest, **variables):
+    """Return the one line that a git command prints, which must not fail."""
+    return os.fsdecode(_ask_git(arguments, directory, b".", *rest, **variables)[:-1])
+
+
 def _explain_refusal(answer, directory):
     """Return a GitException that says what git's refusal means, and what to do."""
     reason = answer.reason
@@ -1253,7 +1263,7 @@ def _list_parents(path):
 def _ask_top(directory):
     """Return the top of the work tree that git finds from *directory* upwards, links resolved."""
     # Up to git 2.18 a bare repository is not an error, only an empty answer.
-    return os.path.realpath(os.fsdecode(_ask_git(["rev-parse", "--show-toplevel"], directory, b".")[:-1]))
+    return os.path.realpath(_ask_word(["rev-parse", "--show-toplevel"], directory))
 
 
 def _find_work_tree(project_directory):
@@ -1280,7 +1290,7 @@ def _find_work_tree(project_directory):
 def _find_git_directory(work_tree):
     path = os.path.join(work_tree, ".git")  # a file in submodules and linked work trees
     if not os.path.isdir(path):
-        path = os.fsdecode(_ask_git(["rev-parse", "--git-dir"], work_tree, b".")[:-1])
+        path = _ask_word(["rev-parse", "--git-dir"], work_tree)
     return os.path.join(work_tree, path)
 
 
@@ -1442,7 +1452,7 @@ def _read_writable(path):
 def _hash_file(work_tree, content):
     """Store *content* as git stores .gitignore, by its settings for line ends; return the blob's sha."""
     command = ["hash-object", "-w", "--path", _IGNORE_FILE, "--stdin"]
-    return _ask_git(command, work_tree, b".", content).decode().strip()
+    return _ask_word(command, work_tree, content)
 
 
 def _has_moved(work_tree, head):
@@ -1454,10 +1464,10 @@ def _create_commit(work_tree, head, before, after):
     listing = _ask_git(["ls-tree", "-z", "--full-tree", head.sha], work_tree)
     old, new = (b"blob %s\t.gitignore\0" % sha.encode() for sha in (before, after))
     listing = listing.replace(old, new) if before else listing + b"100644 " + new
-    tree = _ask_git(["mktree", "-z", "--missing"], work_tree, b".", listing).decode().strip()
+    tree = _ask_word(["mktree", "-z", "--missing"], work_tree, listing)
     command = ["commit-tree", tree, "-p", head.sha, "-m", _IGNORE_MESSAGE]
     # git refuses if no user name is configured.
-    sha = (_git(command, work_tree).stdout or _ask_git(_NOBODY + command, work_tree)).decode().strip()
+    sha = _git(command, work_tree).stdout.decode().strip() or _ask_word(_NOBODY + command, work_tree)
     if _ask_git(["diff-tree", "-z", "--name-only", head.sha, sha], work_tree) != b".gitignore\0":
         raise OSError("more than this file would change")
     return sha
@@ -1623,7 +1633,7 @@ def _take_snapshot(work_tree, head, experiments_directory):
     directory = _find_git_directory(work_tree)
     index = os.path.join(directory, "index")
     times, content = os.stat(index), _read_file(index)
-    hidden = os.path.join(experiments_directory, _BUILD_PREFIX + _unique_name())
+    hidden = _build_path(experiments_directory)
     copy = os.path.join(hidden, "index")
 
     def update(names, *options):
@@ -1644,7 +1654,7 @@ def _take_snapshot(work_tree, head, experiments_directory):
             update(overlooked, "--no-skip-worktree")
             update(overlooked, *add)
         command = ["write-tree", "--missing-ok"]
-        tree = _ask_git(command, work_tree, b".", GIT_INDEX_FILE=copy).decode().strip()
+        tree = _ask_word(command, work_tree, GIT_INDEX_FILE=copy)
     finally:
         _remove_file(copy)  # not _remove_folder, because importing shutil takes longer than all of this
         _remove_directory(hidden)
@@ -3076,7 +3086,7 @@ class _Record:
         from contextlib import ExitStack
 
         with ExitStack() as discard:
-            hidden = os.path.join(directory, _BUILD_PREFIX + _unique_name())
+            hidden = _build_path(directory)
             os.mkdir(hidden)
             discard.callback(_remove_folder, hidden)
             files = {"args.json": args, "default_args.json": default_args, "metadata.json": self.metadata}
@@ -5066,8 +5076,7 @@ def _add_ignored(work_tree, copy, directory, options):
 def _make_copy(work_tree, directory, sha, options):
     """Return the path of the copy of the commit *sha* in the experiments *directory*, which may be new."""
     copy = os.path.join(directory, _COPIES, sha + "-without-links" * options.no_links)
-    # A hidden name that the start of an experiment sweeps when it is old.
-    build = os.path.join(directory, _BUILD_PREFIX + _unique_name())
+    build = _build_path(directory)
     os.makedirs(os.path.dirname(copy), exist_ok=True)
     try:
         if not os.path.isdir(copy):
@@ -5089,7 +5098,7 @@ def _remove_copies(directory):
     copies = os.path.join(os.path.realpath(directory), _COPIES, "")
     for name in os.listdir(copies) if os.path.isdir(copies) else ():
         if not any(path.startswith(copies + name + os.sep) for path in used):
-            hidden = os.path.join(directory, _BUILD_PREFIX + _unique_name())
+            hidden = _build_path(directory)
             os.rename(copies + name, hidden)  # so that nobody is given a part of it
             _remove_folder(hidden)
 
