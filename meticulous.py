@@ -1200,11 +1200,13 @@ def _git(arguments, directory, stdin=b"", meanwhile=None, **variables):
             meanwhile()
         stdout, stderr = process.communicate(stdin)
     words = stderr.decode("utf-8", "replace")
-    reasons = re.findall("(?m)^(?:fatal|error): (.+)", words) or [words.strip() or "no reason given"]
+    # Usually there are no words, and so no pattern to compile.
+    reasons = words and re.findall("(?m)^(?:fatal|error): (.+)", words)
     # Where SIGCHLD is ignored, or other code waits for all children, Popen takes every code for 0:
     # test_failure_is_seen_where_others_reap_children.
-    code = process.returncode or (128 if re.search("(?m)^fatal: ", words) else 0)
-    return SimpleNamespace(code=code, stdout=stdout, stderr=words, reason="; ".join(reasons).rstrip("."))
+    code = process.returncode or (128 if "\nfatal: " in "\n" + words else 0)
+    reason = ("; ".join(reasons) or words.strip() or "no reason given").rstrip(".")
+    return SimpleNamespace(code=code, stdout=stdout, stderr=words, reason=reason)
 
 
 def _ask_git(arguments, directory, form=b"", *rest, **variables):
@@ -1297,9 +1299,9 @@ def _find_git_directory(work_tree):
 def _parse_commit(raw):
     """Return the message of a raw commit, exactly as it was committed."""
     header, _, message = raw.partition(b"\n\n")
-    encodings = re.findall(r"\nencoding (.+)", header.decode("latin-1")) or ["utf-8"]
+    encoding = header.partition(b"\nencoding ")[2].partition(b"\n")[0].decode("latin-1") or "utf-8"
     try:
-        return message.decode(encodings[0], "surrogateescape")
+        return message.decode(encoding, "surrogateescape")
     except (LookupError, ValueError):
         return message.decode("utf-8", "surrogateescape")
 

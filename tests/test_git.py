@@ -1010,9 +1010,8 @@ def test_snapshot_in_a_read_only_object_store(open_repo, plain_user):
     for path in objects:
         path.chmod(0o555)
     with pytest.raises(meticulous.GitException, match="(?s)permission.*norecord=True"):
-        meticulous._prepare_repository(
-            str(open_repo.path), str(open_repo.path / "experiments"), lambda: None, True
-        )
+        path = str(open_repo.path / "experiments")
+        meticulous._prepare_repository(str(open_repo.path), path, lambda: os.makedirs(path), True)
 
 
 # --- locks, kills and races -----------------------------------------------------------------------
