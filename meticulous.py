@@ -98,7 +98,7 @@ __all__ = [
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from typing import IO, Any, Dict, Iterator, List, Mapping, Optional, Sequence, Union
+    from typing import IO, Any, Collection, Dict, Iterator, List, Mapping, Optional, Sequence, Union
 
 _WINDOWS = os.name == "nt"
 
@@ -112,8 +112,48 @@ if __name__ in sys.modules and __name__ != "__main__":
     sys.modules[f"{__name__}.experiment"] = sys.modules[f"{__name__}.experiments"] = experiment
 
 
+_OR_NORECORD = ", or pass norecord=True (METICULOUS_NORECORD=1) to run without a record"
+
+
 class MeticulousException(Exception):
-    """The base class of all errors that this module raises on purpose."""
+    """The base class of all errors that this module raises on purpose.
+
+    options: the arguments of Experiment that the caller's parser has options for; the message names these.
+    """
+
+    options: "Collection[str]" = ()
+    _parts: "Sequence[str]" = ()  # the names of a class's own arguments, which become attributes
+
+    def __init__(self, *arguments: "Any") -> None:
+        super().__init__(*arguments)
+        vars(self).update(zip(self._parts, arguments))
+
+    def _message(self) -> str:
+        return super().__str__()
+
+    def __str__(self) -> str:
+        text = self._message()
+        if self.options and "norecord" not in self.options:  # a command that records nothing
+            text = text.replace(_OR_NORECORD, "")
+        for name in self.options:
+            option = "--" + name.replace("_", "-")
+            text = re.sub(rf"(?<![/\w]){name}(=True)?(?![/\w])", option, text)
+        return text
+
+
+def _join_some(texts, separator=", "):
+    """Join the first five of *texts*, and "..." if there are more."""
+    texts = list(texts)
+    return separator.join(texts[:5] + ["..."] * (len(texts) > 5))
+
+
+def _name_options(options, function, *arguments, **keywords):
+    """Call *function*; an error that it raises names the *options*, because the caller's parser has them."""
+    try:
+        return function(*arguments, **keywords)
+    except MeticulousException as error:
+        error.options = options
+        raise
 
 
 class GitException(MeticulousException):
@@ -126,58 +166,59 @@ class DirtyRepoException(MeticulousException):
     files: their paths relative to *work_tree*; commit: HEAD's 40 hex digits.
     """
 
-    def __init__(self, files: "Sequence[str]", commit: str, work_tree: str) -> None:
-        super().__init__(files, commit, work_tree)
-        self.files, self.commit, self.work_tree = files, commit, work_tree
+    files: "Sequence[str]"
+    commit: str
+    work_tree: str
+    _parts = "files", "commit", "work_tree"
 
-    def __str__(self) -> str:
-        names = ", ".join(map(repr, self.files[:5])) + (", ..." if len(self.files) > 5 else "")
+    def _message(self) -> str:
+        names = _join_some(map(repr, self.files))
         count = "1 tracked file" if len(self.files) == 1 else f"{len(self.files)} tracked files"
         verb = "differs" if len(self.files) == 1 else "differ"
         return (
             f"{count} in {self.work_tree} {verb} from commit {self.commit[:7]}: {names}.\n"
-            "Commit or stash them, or pass --allow-dirty (METICULOUS_ALLOW_DIRTY=1) to record a snapshot, "
-            "or --norecord (METICULOUS_NORECORD=1) to run without a record."
+            "Commit or stash them, or pass allow_dirty=True (METICULOUS_ALLOW_DIRTY=1) to record a snapshot"
+            f"{_OR_NORECORD}."
         )
 
 
 class MismatchedArgsException(MeticulousException):
     """An experiment can't be resumed with other arguments than it was recorded with."""
 
-    def __init__(self, path: str, differences: "Sequence[str]") -> None:
-        super().__init__(path, differences)
-        self.path, self.differences = path, differences
+    path: str
+    differences: "Sequence[str]"
+    _parts = "path", "differences"
 
-    def __str__(self) -> str:
-        shown = "; ".join(self.differences[:5]) + ("; ..." if len(self.differences) > 5 else "")
+    def _message(self) -> str:
         return (
-            f"{self.path} was recorded with other arguments: {shown}.\n"
-            "Use the recorded ones to resume, or leave out --experiment-id to start a new experiment."
+            f"{self.path} was recorded with other arguments: {_join_some(self.differences, '; ')}.\n"
+            "Use the recorded ones to resume, or leave out experiment_id to start a new experiment."
         )
 
 
 class MismatchedCommitException(MeticulousException):
     """An experiment can't be resumed on another commit than it was recorded on."""
 
-    def __init__(self, path: str, recorded: str, current: str) -> None:
-        super().__init__(path, recorded, current)
-        self.path, self.recorded, self.current = path, recorded, current
+    path: str
+    recorded: str
+    current: str
+    _parts = "path", "recorded", "current"
 
-    def __str__(self) -> str:
+    def _message(self) -> str:
         return (
             f"{self.path} was recorded on commit {self.recorded}, but HEAD is {self.current}.\n"
-            "Check out the recorded commit to resume, or leave out --experiment-id to start a new experiment."
+            "Check out the recorded commit to resume, or leave out experiment_id to start a new experiment."
         )
 
 
 class InvalidIdException(MeticulousException, ValueError):
     """An experiment id that can't be the name of a folder."""
 
-    def __init__(self, experiment_id: "Any", reason: str) -> None:
-        super().__init__(experiment_id, reason)
-        self.experiment_id, self.reason = experiment_id, reason
+    experiment_id: "Any"
+    reason: str
+    _parts = "experiment_id", "reason"
 
-    def __str__(self) -> str:
+    def _message(self) -> str:
         shown = repr(self.experiment_id)
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
         return f"{shown} can't be an experiment id: {self.reason}. Use letters, digits, '-' and '_'."
@@ -197,7 +238,7 @@ class FolderException(MeticulousException, OSError):
     def __reduce__(self) -> "Any":
         return type(self), (self.path, self.reason, self.errno)
 
-    def __str__(self) -> str:
+    def _message(self) -> str:
         return f"{self.path} {self.reason}"
 
 
@@ -207,15 +248,16 @@ class RunningException(MeticulousException):
     process: what the record says of that process (host, pid); since: its start, local ISO 8601.
     """
 
-    def __init__(self, path: str, process: "Mapping[str, Any]", since: str) -> None:
-        super().__init__(path, process, since)
-        self.path, self.process, self.since = path, process, since
+    path: str
+    process: "Mapping[str, Any]"
+    since: str
+    _parts = "path", "process", "since"
 
-    def __str__(self) -> str:
+    def _message(self) -> str:
         host, pid = self.process.get("host", "an unknown host"), self.process.get("pid", "unknown")
         return (
             f"{self.path} is still running on {host} (pid {pid}) since {self.since}.\n"
-            "Wait for its end, or leave out --experiment-id to start a new experiment."
+            "Wait for its end, or leave out experiment_id to start a new experiment."
         )
 
 
@@ -245,6 +287,11 @@ def _local_time(timestamp=None):
 def _unique_name():
     """Return a name that no other process on any node makes."""
     return os.urandom(8).hex()
+
+
+def _build_path(directory):
+    """Return the path of a new hidden folder, which the start of an experiment sweeps when it is old."""
+    return os.path.join(directory, _BUILD_PREFIX + _unique_name())
 
 
 def _encodable(text, stream):
@@ -575,14 +622,17 @@ def _is_instance(value, module, name):
 
 def _take_apart(value):
     """Return the parts of *value* in a dict or list, an array's scalar as a number, or else a description."""
-    from collections import UserString, deque
-    from collections.abc import Sequence
-
     # Classes are asked and not values, whose __getattr__ may do anything; and no module is imported for them.
     kind = type(value)
-    if isinstance(value, (list, tuple, deque)):
+    if isinstance(value, (list, tuple)) or _is_instance(value, "_collections", "deque"):
         return list(value)
-    if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray, range, UserString)):
+    # Not imported from collections.abc, because that fails where two threads do it at once (3.13):
+    # test_threads_that_make_experiments_at_once_leave_nothing_behind. os imports its contents at every start.
+    if (
+        _is_instance(value, "_collections_abc", "Sequence")
+        and not isinstance(value, (bytes, bytearray, range))
+        and not _is_instance(value, "collections", "UserString")
+    ):
         return [_read(value.__getitem__, index) for index in range(len(value))]
     if hasattr(kind, "tolist"):
         plain = value.tolist()  # numpy, torch, pandas; a scalar's is a number
@@ -771,13 +821,14 @@ def _list_packages():
     found: "Dict[str, str]" = {}
     for folder in sys.path:
         try:
-            names = "\n".join(os.listdir(folder or "."))
+            names = os.listdir(folder or ".")
         except OSError:
             continue
-        for name, version in re.findall(
-            r"(?m)^([^-\n]+)-([^-\n]+?)(?:-py[0-9.]+)?\.(?:dist|egg)-info$", names
-        ):
-            found.setdefault(name, version)
+        for name in names:
+            # NAME-VERSION.dist-info, NAME-VERSION-py3.6.egg-info; an editable one may lack the version.
+            parts = name.rsplit(".", 1)[0].split("-")
+            if name.endswith((".dist-info", ".egg-info")) and len(parts) > 1:
+                found.setdefault(*parts[:2])
     return "\n".join(f"{name}=={found[name]}" for name in sorted(found))
 
 
@@ -893,7 +944,8 @@ class _Scheduler:
     """Ask Slurm about the jobs of this user: once for a complete listing, and only if a record needs it."""
 
     def __init__(self):
-        self._cluster, self._jobs, self._steps, self._valid_until = "", {}, [], float("-inf")
+        self._answer: "Any" = None
+        self._valid_until = float("-inf")
 
     def is_job_running(self, process):
         """Return whether the job that *process* is part of runs; None if Slurm can't tell."""
@@ -902,17 +954,18 @@ class _Scheduler:
         if _WINDOWS or "slurmd-nodename" not in process or process.get("slurm-job-uid") != os.getuid():
             return None
         if time.monotonic() > self._valid_until:
-            self._cluster, self._jobs, self._steps = _ask_slurm()
+            self._answer = _ask_slurm()
             self._valid_until = time.monotonic() + _SLURM_ANSWER_LIFE_S
-        if process.get("slurm-cluster-name") != self._cluster:
+        cluster, jobs, steps = self._answer
+        if process.get("slurm-cluster-name") != cluster:
             return None  # other clusters have the same numbers
         job, step = process.get("slurm-job-id"), process.get("slurm-step-id")
-        state, restarts = self._jobs.get(str(job), ("GONE", 0))
+        state, restarts = jobs.get(str(job), ("GONE", 0))
         # A COMPLETING job that is requeued counts as restarted while its old processes are still being ended.
         has_restarted = restarts > process.get("slurm-restart-count", 0) and state != "COMPLETING"
         if state == "GONE" or has_restarted:
             return False
-        if state == "RUNNING" and step is not None and (str(job), str(step)) not in self._steps:
+        if state == "RUNNING" and step is not None and (str(job), str(step)) not in steps:
             return False  # a step that has ended, of a job that goes on with the next
         return True if state in ("RUNNING", "SUSPENDED") else None
 
@@ -979,7 +1032,7 @@ def _claim_attempt(folder, process):
     that is there, on network file systems too. The newest claim stays, so that no number is used twice.
     Raises RunningException while the process of the newest attempt may live.
     """
-    claim = os.path.join(folder, _BUILD_PREFIX + _unique_name())
+    claim = _build_path(folder)
     os.mkdir(claim)
     try:
         _create_file(os.path.join(claim, "process.json"), _to_bytes(process))
@@ -1166,18 +1219,20 @@ def _git(arguments, directory, stdin=b"", meanwhile=None, **variables):
     except OSError as error:
         raise GitException(
             f"git can't be run in {directory}: {_explain(error)}.\n"
-            "Install git and put it on PATH, or pass --norecord to run without a record."
+            f"Install git and put it on PATH{_OR_NORECORD}."
         ) from error
     with process:
         if meanwhile is not None:
             meanwhile()
         stdout, stderr = process.communicate(stdin)
     words = stderr.decode("utf-8", "replace")
-    reasons = re.findall("(?m)^(?:fatal|error): (.+)", words) or [words.strip() or "no reason given"]
+    # Usually there are no words, and so no pattern to compile.
+    reasons = words and re.findall("(?m)^(?:fatal|error): (.+)", words)
     # Where SIGCHLD is ignored, or other code waits for all children, Popen takes every code for 0:
     # test_failure_is_seen_where_others_reap_children.
-    code = process.returncode or (128 if re.search("(?m)^fatal: ", words) else 0)
-    return SimpleNamespace(code=code, stdout=stdout, stderr=words, reason="; ".join(reasons).rstrip("."))
+    code = process.returncode or (128 if "\nfatal: " in "\n" + words else 0)
+    reason = ("; ".join(reasons) or words.strip() or "no reason given").rstrip(".")
+    return SimpleNamespace(code=code, stdout=stdout, stderr=words, reason=reason)
 
 
 def _ask_git(arguments, directory, form=b"", *rest, **variables):
@@ -1190,6 +1245,11 @@ def _ask_git(arguments, directory, form=b"", *rest, **variables):
     if answer.code or not re.match(form, answer.stdout):
         raise _explain_refusal(answer, directory)
     return answer.stdout
+
+
+def _ask_word(arguments, directory, *rest, **variables):
+    """Return the one line that a git command prints, which must not fail."""
+    return os.fsdecode(_ask_git(arguments, directory, b".", *rest, **variables)[:-1])
 
 
 def _explain_refusal(answer, directory):
@@ -1206,15 +1266,15 @@ def _explain_refusal(answer, directory):
         remedy = "Bring that back (`git worktree repair` if it was moved)"
     elif "not a git repository" in reason.lower():
         what = f"is not in a git repository ({reason})"
-        remedy = "Run `git init` there and commit the code, or name another --project-directory"
+        remedy = "Run `git init` there and commit the code, or name another project_directory"
     elif "File exists" in reason:
         what, remedy = f"is locked: {reason}", "Remove the lock if no git runs"
     elif not answer.code or re.search("work(ing)? tree", reason):
         what = "is in a bare repository or inside .git, where no files are checked out"
-        remedy = "Name another --project-directory"
+        remedy = "Name another project_directory"
     else:
         what, remedy = f"is in a repository that git can't use: {reason}", "Repair it"
-    return GitException(f"{directory} {what}.\n{remedy}, or pass --norecord to run without a record.")
+    return GitException(f"{directory} {what}.\n{remedy}{_OR_NORECORD}.")
 
 
 def _is_there(folder, name):
@@ -1231,7 +1291,7 @@ def _list_parents(path):
 def _ask_top(directory):
     """Return the top of the work tree that git finds from *directory* upwards, links resolved."""
     # Up to git 2.18 a bare repository is not an error, only an empty answer.
-    return os.path.realpath(os.fsdecode(_ask_git(["rev-parse", "--show-toplevel"], directory, b".")[:-1]))
+    return os.path.realpath(_ask_word(["rev-parse", "--show-toplevel"], directory))
 
 
 def _find_work_tree(project_directory):
@@ -1244,7 +1304,7 @@ def _find_work_tree(project_directory):
     except FileNotFoundError as error:
         raise GitException("The current directory was deleted.\nChange to one that is there.") from error
     if not os.path.isdir(given):
-        raise GitException(f"There is no directory {given}.\nName another --project-directory.")
+        raise GitException(f"There is no directory {given}.\nName another project_directory.")
     # Git's search ends at file systems, at ceilings, and at the HEAD of .git itself and of bare repositories.
     for top in _list_parents(os.path.realpath(given)):
         if _is_there(top, ".git"):
@@ -1258,16 +1318,16 @@ def _find_work_tree(project_directory):
 def _find_git_directory(work_tree):
     path = os.path.join(work_tree, ".git")  # a file in submodules and linked work trees
     if not os.path.isdir(path):
-        path = os.fsdecode(_ask_git(["rev-parse", "--git-dir"], work_tree, b".")[:-1])
+        path = _ask_word(["rev-parse", "--git-dir"], work_tree)
     return os.path.join(work_tree, path)
 
 
 def _parse_commit(raw):
     """Return the message of a raw commit, exactly as it was committed."""
     header, _, message = raw.partition(b"\n\n")
-    encodings = re.findall(r"\nencoding (.+)", header.decode("latin-1")) or ["utf-8"]
+    encoding = header.partition(b"\nencoding ")[2].partition(b"\n")[0].decode("latin-1") or "utf-8"
     try:
-        return message.decode(encodings[0], "surrogateescape")
+        return message.decode(encoding, "surrogateescape")
     except (LookupError, ValueError):
         return message.decode("utf-8", "surrogateescape")
 
@@ -1319,8 +1379,7 @@ def _read_state(work_tree, at_once, with_untracked=False, folders=()):
         (sha, commit), (tree, _), *others = _read_objects(work_tree, names)
         if not sha:
             raise GitException(
-                f"{work_tree} has no commit yet.\n"
-                "Commit the code (`git add`, `git commit`), or pass --norecord to run without a record."
+                f"{work_tree} has no commit yet.\nCommit the code (`git add`, `git commit`){_OR_NORECORD}."
             )
         if commit.startswith(f"tree {tree}\n".encode()):
             trees = {folder: _parse_tree(raw, len(sha)) for folder, (_, raw) in zip(folders, others)}
@@ -1363,7 +1422,7 @@ def _find_ignorable_path(work_tree, directory):
         problem = "has a name that no line of .gitignore can express"
     else:
         return path
-    raise GitException(f"{directory!r} {problem}.\nName another --experiments-directory.")
+    raise GitException(f"{directory!r} {problem}.\nName another experiments_directory.")
 
 
 def _escape_pattern(path):
@@ -1373,8 +1432,9 @@ def _escape_pattern(path):
 
 def _has_line(content, line, is_link=True):
     """Return whether .gitignore's *content* has *line*, maybe with slashes around it that change nothing."""
-    end = b"" if is_link else b"/?"  # a slash means directories; to git a link is not one
-    return bool(re.search(rb"(?m)^(\xef\xbb\xbf)?/?%s%s\r?$" % (re.escape(os.fsencode(line)), end), content))
+    strip = bytes.lstrip if is_link else bytes.strip  # a slash means directories; to git a link is not one
+    lines = content.replace(b"\xef\xbb\xbf", b"").splitlines()
+    return os.fsencode(line) in (strip(line, b"/") for line in lines)
 
 
 def _add_line(content, line):
@@ -1420,7 +1480,7 @@ def _read_writable(path):
 def _hash_file(work_tree, content):
     """Store *content* as git stores .gitignore, by its settings for line ends; return the blob's sha."""
     command = ["hash-object", "-w", "--path", _IGNORE_FILE, "--stdin"]
-    return _ask_git(command, work_tree, b".", content).decode().strip()
+    return _ask_word(command, work_tree, content)
 
 
 def _has_moved(work_tree, head):
@@ -1432,22 +1492,13 @@ def _create_commit(work_tree, head, before, after):
     listing = _ask_git(["ls-tree", "-z", "--full-tree", head.sha], work_tree)
     old, new = (b"blob %s\t.gitignore\0" % sha.encode() for sha in (before, after))
     listing = listing.replace(old, new) if before else listing + b"100644 " + new
-    tree = _ask_git(["mktree", "-z", "--missing"], work_tree, b".", listing).decode().strip()
+    tree = _ask_word(["mktree", "-z", "--missing"], work_tree, listing)
     command = ["commit-tree", tree, "-p", head.sha, "-m", _IGNORE_MESSAGE]
     # git refuses if no user name is configured.
-    sha = (_git(command, work_tree).stdout or _ask_git(_NOBODY + command, work_tree)).decode().strip()
+    sha = _git(command, work_tree).stdout.decode().strip() or _ask_word(_NOBODY + command, work_tree)
     if _ask_git(["diff-tree", "-z", "--name-only", head.sha, sha], work_tree) != b".gitignore\0":
         raise OSError("more than this file would change")
     return sha
-
-
-def _exclude_line(directory, line):
-    """Add *line* to info/exclude of the git *directory*, which linked work trees have in common."""
-    link = os.path.join(directory, "commondir")
-    common = os.fsdecode(_read_file(link).strip()) if os.path.exists(link) else ""
-    exclude = os.path.join(directory, common, "info", "exclude")
-    _append_line(exclude, line)
-    _warn(f"added the line {line} to {exclude}, because HEAD must stay: files differ or git is at work.")
 
 
 # Compare-and-swap, without a lock: HEAD moves first, and only from the commit that we have read; then the
@@ -1467,7 +1518,14 @@ def _commit_line(work_tree, head, line, experiments_directory):
         directory = _find_git_directory(work_tree)
         # Bisect finds nothing, or never ends, if HEAD moves by itself: test_bisect_run_finds_the_commit.
         if head.changed or any(_is_there(directory, name) for name in _OPERATIONS):
-            _exclude_line(directory, line)
+            # Linked work trees have it in common.
+            link = os.path.join(directory, "commondir")
+            common = os.fsdecode(_read_file(link).strip()) if os.path.exists(link) else ""
+            exclude = os.path.join(directory, common, "info", "exclude")
+            _append_line(exclude, line)
+            _warn(
+                f"added the line {line} to {exclude}, because HEAD must stay: files differ or git is at work."
+            )
             return True
         content = _read_writable(path)
         if _has_line(content, line):
@@ -1484,8 +1542,8 @@ def _commit_line(work_tree, head, line, experiments_directory):
             return False
         reason = str(error).splitlines()[0].rstrip(".")
         raise GitException(
-            f"{path} should name the experiments directory, but that can't be committed: {reason}.\n"
-            f"Add this line to it and commit it, add it to .git/info/exclude, or pass --norecord: {line}"
+            f"{path} should have the line {line}, but that can't be committed: {reason}.\n"
+            f"Add it there and commit it, or add it to .git/info/exclude{_OR_NORECORD}."
         ) from error
     _warn(f"committed the line {line} to {path} ({sha[:7]}).")
     return False
@@ -1505,23 +1563,21 @@ def _finish_commit(work_tree, head):
     return True
 
 
-def _differs_only_by_our_commits(work_tree, recorded, head):
-    """Return whether *head* comes after the *recorded* metadata by nothing but commits of ours to .gitignore.
+def _differs_only_by_our_commits(work_tree, recorded_sha, head):
+    """Return whether *head* comes after *recorded_sha* by nothing but commits of ours to .gitignore.
 
-    If both are snapshots, these commits are between the commits below them.
+    Or, if both are snapshots, whether their parents do.
     """
-    old, new = str(recorded.get("githead-sha")), head.sha
-    snapshots = recorded.get("snapshot"), head.snapshot
-    old_base, new_base = (
-        snapshot["head"] if isinstance(snapshot, dict) and "head" in snapshot else sha
-        for sha, snapshot in zip((old, new), snapshots)
-    )
-    ours = rf"(commit \w+\n(\w+)\n{_IGNORE_MESSAGE}\n)+".encode()
-    output = _git(["rev-list", "--format=%P%n%s", f"{old_base}..{new_base}"], work_tree).stdout
-    chain = re.fullmatch(ours, output)
-    if chain is None or chain.group(2).decode() != old_base:
-        return False
-    return _git(["diff-tree", "-r", "-z", "--name-only", old, new], work_tree).stdout == b".gitignore\0"
+    command = ["rev-list", "--format=%P%n%s", f"{recorded_sha}...{head.sha}"]
+    output = _git(command, work_tree).stdout.decode("latin-1")
+    commits = {sha: rest for sha, *rest in re.findall(r"commit (\w+)\n(.*)\n(.*)", output)}
+    old, new = recorded_sha, head.sha
+    if head.snapshot and old in commits and _IGNORE_FILE not in head.snapshot["files"]:
+        old, new = commits[old][0], commits[new][0]
+    while new in commits and commits[new][1] == _IGNORE_MESSAGE:
+        new = commits[new][0]
+    command = ["diff-tree", "-z", "--name-only", recorded_sha, head.sha]
+    return new == old and _git(command, work_tree).stdout == b".gitignore\0"
 
 
 # === Code =====================================================================
@@ -1529,16 +1585,15 @@ def _differs_only_by_our_commits(work_tree, recorded, head):
 
 _LARGEST_FILE = 2**20  # bytes of an untracked file in a snapshot
 _LARGEST_SUM = 20 * 2**20  # bytes of all untracked files in a snapshot
-_SNAPSHOT_MESSAGE = "Snapshot of uncommitted changes"
 # Equal states of a work tree are the same commit, whoever makes it, and whenever.
-_SNAPSHOT_AUTHOR = {
-    "GIT_AUTHOR_NAME": "meticulous",
-    "GIT_AUTHOR_EMAIL": "meticulous@localhost",
-    "GIT_AUTHOR_DATE": "1000000000 +0000",
-    "GIT_COMMITTER_NAME": "meticulous",
-    "GIT_COMMITTER_EMAIL": "meticulous@localhost",
-    "GIT_COMMITTER_DATE": "1000000000 +0000",
-}
+_SNAPSHOT = """\
+tree {}
+parent {}
+author meticulous <meticulous@localhost> 1000000000 +0000
+committer meticulous <meticulous@localhost> 1000000000 +0000
+
+Snapshot of uncommitted changes
+"""
 
 
 def _hash_large_file(path):
@@ -1560,7 +1615,7 @@ def _leave_out(top, changed):
         if os.path.isdir(path) and not os.path.islink(path) and "D" not in code:
             raise GitException(
                 f"{os.fsdecode(path)} is a submodule with changes, or an untracked repository.\n"
-                "Commit it, or have git ignore it: a snapshot can't hold it. Or pass --norecord."
+                f"A snapshot can't hold it: commit it, or have git ignore it{_OR_NORECORD}."
             )
         if code == "??":
             size = os.lstat(path).st_size
@@ -1571,69 +1626,84 @@ def _leave_out(top, changed):
     return left_out
 
 
-def _write_work_tree(work_tree, index, names):
-    """Store the work tree, of which *names* differ from the file *index*; return the tree's sha."""
-    tags = []
+def _may_overlook(index, digits):
+    """Return whether the bytes of the *index* let git overlook changes; *digits* of a sha are 40 or 64.
 
-    def update(names, *options, **keywords):
-        command = ["update-index", *options, "-z", "--stdin"]
-        _ask_git(command, work_tree, b"", b"\0".join(names), GIT_INDEX_FILE=index, **keywords)
-
-    def list_tags():
-        tags.extend(_ask_git(["ls-files", "-v", "-z"], work_tree).split(b"\0"))
-
-    add = "--add", "--remove", "--replace"
-    update(names, *add, meanwhile=list_tags)
-    # Lower case, or S: git is told to overlook changes. What a sparse checkout leaves out is not there.
-    hidden = [tag[2:] for tag in tags if re.match(b"[a-zS]", tag)]
-    hidden = [name for name in hidden if _is_there(os.fsencode(work_tree), name)]
-    if hidden:
-        update(hidden, "--no-assume-unchanged")
-        update(hidden, "--no-skip-worktree")
-        update(hidden, *add)
-    return _ask_git(["write-tree", "--missing-ok"], work_tree, b".", GIT_INDEX_FILE=index).decode().strip()
+    Read here (gitformat-index(5)), because `git ls-files -v` takes as long as `git status`.
+    """
+    # A sparse checkout needs another version, and a split index has most entries in another file.
+    if index[7] != 2 or b"link" in index:
+        return True
+    entry = 12
+    for _ in range(int.from_bytes(index[8:entry], "big")):
+        flags = entry + 40 + digits // 2
+        if index[flags] & 0x80:  # assume-unchanged
+            return True
+        entry += (index.index(0, flags + 2) - entry) // 8 * 8 + 8
+    return False
 
 
-def _take_snapshot(work_tree, head, directory):
+def _list_overlooked(work_tree):
+    """Return the files of which git is told to overlook changes, but for those that are not there."""
+    tags = _ask_git(["ls-files", "-v", "-z"], work_tree).split(b"\0")
+    names = [tag[2:] for tag in tags if tag[:1].islower() or tag[:1] == b"S"]
+    return [name for name in names if _is_there(os.fsencode(work_tree), name)]
+
+
+def _take_snapshot(work_tree, head, experiments_directory):
     """Commit the work tree as it is, on top of *head*, and have *head* describe that commit.
 
-    The user's index, branch, stash and files stay as they are: git works on a copy of the index. It is in the
-    experiments *directory*, where the next start removes what a killed one left.
+    The user's index, branch, stash and files stay as they are: git works on a copy of the index, in a hidden
+    folder of the *experiments_directory*, which a later start sweeps if this one is killed.
     """
     left_out = _leave_out(os.fsencode(work_tree), head.changed)
     files = [name for name in head.changed if name not in left_out]
-    index = os.path.join(_find_git_directory(work_tree), "index")
-    copy = os.path.join(directory, _BUILD_PREFIX + _unique_name())
-    times = os.stat(index)
+    directory = _find_git_directory(work_tree)
+    index = os.path.join(directory, "index")
+    times, content = os.stat(index), _read_file(index)
+    hidden = _build_path(experiments_directory)
+    copy = os.path.join(hidden, "index")
+
+    def update(names, *options):
+        command = ["update-index", *options, "-z", "--stdin"]
+        _ask_git(command, work_tree, b"", b"\0".join(names), GIT_INDEX_FILE=copy)
+
+    os.mkdir(hidden)
     try:
-        with open(copy, "xb") as file:
-            file.write(_read_file(index))
+        _create_file(copy, content)
         # By its time git knows which files may have changed in the same second:
         # test_edit_of_the_same_size_in_the_same_second.
         os.utime(copy, ns=(times.st_atime_ns, times.st_mtime_ns))
-        tree = _write_work_tree(work_tree, copy, [name.encode("utf-8", "surrogateescape") for name in files])
+        add = "--add", "--remove", "--replace"
+        update([name.encode("utf-8", "surrogateescape") for name in files], *add)
+        overlooked = _list_overlooked(work_tree) if _may_overlook(content, len(head.sha)) else []
+        if overlooked:
+            update(overlooked, "--no-assume-unchanged")
+            update(overlooked, "--no-skip-worktree")
+            update(overlooked, *add)
+        command = ["write-tree", "--missing-ok"]
+        tree = _ask_word(command, work_tree, GIT_INDEX_FILE=copy)
     finally:
-        _remove_file(copy)
+        _remove_file(copy)  # not _remove_folder, because importing shutil takes longer than all of this
+        _remove_directory(hidden)
 
-    def make_patch():
-        command = ["diff-tree", "-p", "--binary", "--full-index", "--no-ext-diff", "--no-textconv"]
-        head.patch = _ask_git([*command, head.sha, tree], work_tree)
-
-    command = ["commit-tree", tree, "-p", head.sha, "-m", _SNAPSHOT_MESSAGE]
-    output = _ask_git(command, work_tree, b".", meanwhile=make_patch, **_SNAPSHOT_AUTHOR)
+    commit = _SNAPSHOT.format(tree, head.sha).encode()
+    sha = _hash_object("commit", commit, len(head.sha))
+    reference = f"refs/meticulous/{sha}"
+    if not _is_there(directory, reference):
+        _ask_git(["hash-object", "-t", "commit", "-w", "--stdin"], work_tree, b".", commit)
+        _ask_git(["update-ref", reference, sha], work_tree)
+    command = ["diff-tree", "-p", "--binary", "--full-index", "--no-ext-diff", "--no-textconv"]
+    head.patch = _ask_git([*command, head.sha, tree], work_tree)
     head.snapshot = {"head": head.sha, "files": files, "left-out": left_out, "complete": not left_out}
-    head.sha, head.message = output.decode().strip(), f"{_SNAPSHOT_MESSAGE}\n"
-    changed = {os.path.dirname(name) for name in files}
-    head.trees = {folder: tree for folder, tree in head.trees.items() if folder not in changed}
-    _ask_git(["update-ref", f"refs/meticulous/{head.sha}", head.sha], work_tree)
+    head.sha, head.message = sha, _parse_commit(commit)
+    # The trees of all other folders are the same.
+    for folder in {os.path.dirname(name) for name in [*files, *map(os.fsdecode, overlooked)]}:
+        head.trees.pop(folder, None)
 
 
-def _hash_blob(path, digits):
-    """Return git's name of the file *path* as a blob, 40 or 64 *digits*; "" if the file can't be read."""
-    try:
-        content = os.fsencode(os.readlink(path)) if os.path.islink(path) else _read_file(path)
-    except OSError:
-        return ""
+def _hash_object(kind, content, digits):
+    """Return git's name of an object: 40 or 64 *digits*."""
     try:
         # A tenth of the time of hashlib, which loads OpenSSL.
         from _sha1 import sha1  # type: ignore[import-not-found]
@@ -1641,7 +1711,16 @@ def _hash_blob(path, digits):
         from hashlib import sha1
     if digits == 64:
         from hashlib import sha256 as sha1
-    return sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    return sha1(f"{kind} {len(content)}\0".encode() + content).hexdigest()
+
+
+def _hash_file_or_link(path, digits):
+    """Return git's name of the file *path*, without filters; "" if it can't be read."""
+    try:
+        content = os.fsencode(os.readlink(path)) if os.path.islink(path) else _read_file(path)
+    except OSError:
+        return ""
+    return _hash_object("blob", content, digits)
 
 
 def _compare_files(top, sha, trees, paths):
@@ -1653,7 +1732,7 @@ def _compare_files(top, sha, trees, paths):
     if folders:
         objects = _read_objects(top, [f"{sha}:{folder}".replace(os.sep, "/") for folder in folders])
         trees.update((folder, _parse_tree(raw, len(sha))) for folder, (_, raw) in zip(folders, objects))
-    hashes = {path: _hash_blob(os.path.join(top, path), len(sha)) for path in paths}
+    hashes = {path: _hash_file_or_link(os.path.join(top, path), len(sha)) for path in paths}
     known: "Dict[str, str]" = {}  # what differs; usually nothing does
     unknown: "Dict[str, List[str]]" = {}
     for path in paths:
@@ -1702,8 +1781,7 @@ class _CodeProof:
         others = (sys.prefix, sys.base_prefix, experiments_directory)
         folders = [os.path.join(os.path.realpath(other), "") for other in others]
         # An interpreter inside of the work tree, not a work tree inside of the interpreter's /usr.
-        patterns = ["^" + re.escape(folder) for folder in folders if folder.startswith(self.inside)]
-        self.others = re.compile("|".join([r"[\\/](site|dist)-packages[\\/]|\n", *patterns])).search
+        self.others = tuple(folder for folder in folders if folder.startswith(self.inside))
         self.seen, self.checked = set(), set()
         self.files = set()  # type: Any
         self.code: "Dict[str, Any]" = {"checked": 0, "untracked": [], "ignored": [], "changed": []}
@@ -1724,7 +1802,13 @@ class _CodeProof:
                 real[folder] = os.path.join(os.path.realpath(folder), "")
             found = real[folder] + name
             for path in {found, os.path.realpath(found) if os.path.islink(found) else found}:
-                if path.startswith(self.inside) and not self.others(path):
+                is_own = path.startswith(self.inside) and not path.startswith(self.others)
+                # A line break can't be in a list of paths for git.
+                if (
+                    is_own
+                    and not {"site-packages", "dist-packages"}.intersection(path.split(os.sep))
+                    and "\n" not in path
+                ):
                     # A module in a zip file has a path below that file.
                     existing = next(filter(os.path.lexists, _list_parents(path)))
                     self.files.add((path if os.path.isdir(existing) else existing)[len(self.inside) :])
@@ -1752,8 +1836,7 @@ def _describe_code(metadata):
     names += [f"{name!r} (left out)" for name in snapshot.get("left-out") or ()]
     if not names:
         return ""
-    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    return f"Not in commit {str(metadata.get('githead-sha'))[:7]}: {shown}"
+    return f"Not in commit {str(metadata.get('githead-sha'))[:7]}: {_join_some(names)}"
 
 
 def _prepare_repository(work_tree, experiments_directory, make_directory, allow_dirty=False):
@@ -2913,9 +2996,8 @@ def _check_resumable(folder, args, work_tree, head):
     differences = _find_differences(_load_mapping(os.path.join(folder, "args.json")), args)
     if differences:
         raise MismatchedArgsException(folder, differences)
-    metadata = _load_mapping(os.path.join(folder, "metadata.json"))
-    recorded = str(metadata.get("githead-sha"))
-    if recorded != head.sha and not _differs_only_by_our_commits(work_tree, metadata, head):
+    recorded = str(_load_mapping(os.path.join(folder, "metadata.json")).get("githead-sha"))
+    if recorded != head.sha and not _differs_only_by_our_commits(work_tree, recorded, head):
         raise MismatchedCommitException(folder, recorded, head.sha)
 
 
@@ -2954,7 +3036,7 @@ def _explain_refused_write(error, directory):
     if error.errno in (errno.EACCES, errno.EPERM):
         reason += (
             "\nIf a group shares it, its owner may run `chmod g+ws` on it, and each member `umask 002`; "
-            "or name another --experiments-directory."
+            "or name another experiments_directory."
         )
     return FolderException(path, reason, error.errno)
 
@@ -3009,7 +3091,7 @@ class _Record:
         from contextlib import ExitStack
 
         with ExitStack() as discard:
-            hidden = os.path.join(directory, _BUILD_PREFIX + _unique_name())
+            hidden = _build_path(directory)
             os.mkdir(hidden)
             discard.callback(_remove_folder, hidden)
             files = {"args.json": args, "default_args.json": default_args, "metadata.json": self.metadata}
@@ -3330,7 +3412,8 @@ class Experiment:
         Raises InvalidArgsException if an argument of the user's has the dest of one of these options.
         """
         args, defaults, own = _read_arguments(parser, arg_list)
-        return cls(args, defaults if capture_defaults else None, **{**meticulous_args, **own})
+        defaults = defaults if capture_defaults else None
+        return _name_options(own, cls, args, defaults, **{**meticulous_args, **own})
 
     def __repr__(self) -> str:
         return f"<Experiment {self.curexpdir!r}>"
@@ -5055,7 +5138,7 @@ def _record_command(command, own):
         pass
     restore_signals = _block_signals()
     sys.argv = command  # what the record calls the command
-    experiment = Experiment(_parse_command(command), None, **own)
+    experiment = _name_options(own, Experiment, _parse_command(command), None, **own)
     environment = _read_environment()
     early = signal.sigpending() - {signal.SIGCHLD}
     try:
@@ -5206,8 +5289,7 @@ def _add_ignored(work_tree, copy, directory, options):
 def _make_copy(work_tree, directory, sha, options):
     """Return the path of the copy of the commit *sha* in the experiments *directory*, which may be new."""
     copy = os.path.join(directory, _COPIES, sha + "-without-links" * options.no_links)
-    # A hidden name that the start of an experiment sweeps when it is old.
-    build = os.path.join(directory, _BUILD_PREFIX + _unique_name())
+    build = _build_path(directory)
     os.makedirs(os.path.dirname(copy), exist_ok=True)
     try:
         if not os.path.isdir(copy):
@@ -5229,7 +5311,7 @@ def _remove_copies(directory):
     copies = os.path.join(os.path.realpath(directory), _COPIES, "")
     for name in os.listdir(copies) if os.path.isdir(copies) else ():
         if not any(path.startswith(copies + name + os.sep) for path in used):
-            hidden = os.path.join(directory, _BUILD_PREFIX + _unique_name())
+            hidden = _build_path(directory)
             os.rename(copies + name, hidden)  # so that nobody is given a part of it
             _remove_folder(hidden)
 
@@ -5245,8 +5327,9 @@ def _freeze(options):
         sha = _find_commit(work_tree, metadata.get("githead-sha", options.commit))
     else:
         sha = _prepare_repository(
-            work_tree, directory, lambda: os.makedirs(directory, exist_ok=True), options.allow_dirty
-        ).sha
+            work_tree, directory, lambda: os.makedirs(directory, exist_ok=True),
+            options.allow_dirty or _is_set("METICULOUS_ALLOW_DIRTY"),
+        ).sha  # fmt: skip
     copy = _make_copy(work_tree, directory, sha, options)
     sys.stdout.write(os.path.normpath(os.path.join(copy, os.path.relpath(project, work_tree))) + "\n")
     return 0
@@ -6201,6 +6284,8 @@ def main(argv: "Optional[Sequence[str]]" = None) -> int:
         sys.stdout.flush()
         return code
     except MeticulousException as error:
+        # The options of our commands, but for `run`, whose errors have theirs.
+        error.options = error.options or ("project_directory", "experiments_directory", "allow_dirty")
         _warn(str(error))
         return _NOTHING_FOUND if isinstance(error, _NothingFound) else _WRONG
     except OSError as error:

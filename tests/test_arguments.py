@@ -6,6 +6,7 @@ import pathlib
 import sys
 
 import pytest
+from conftest import PROJECT, launch
 
 from meticulous import Experiment, InvalidArgsException, _to_json
 
@@ -427,3 +428,88 @@ def test_the_users_types_run_once(parser):
     parser.add_argument("--lr", type=lambda text: calls.append(text) or float(text), default=0.1)
     record(parser, "--lr", "1")
     assert calls == ["1"]
+
+
+# --- what messages call these arguments -----------------------------------------------------------
+
+GROUP = "meticulous.Experiment.add_argument_group(parser)\n"
+OWN_ALLOW_DIRTY = "parser.add_argument('--allow-dirty')\n"
+
+
+@pytest.fixture
+def refuse(repo):
+    """Give a function that has a script refused with these lines about its parser; return the last line."""
+
+    def run(lines, *words, **keywords):
+        source = "import argparse, meticulous\nparser = argparse.ArgumentParser()\n" + lines
+        result = repo.run(source, *words, **keywords)
+        assert result.code == 1, result
+        return result.stderr.splitlines()[-1]
+
+    repo.write(".gitignore", "experiments\n")
+    repo.write("README", "1")
+    repo.commit()
+    return run
+
+
+@pytest.mark.parametrize(
+    "lines, dirty, norecord",
+    [
+        ("meticulous.Experiment()", "allow_dirty=True", "norecord=True"),
+        ("meticulous.Experiment.from_parser(parser)", "allow_dirty=True", "norecord=True"),
+        (GROUP + "meticulous.Experiment.from_parser(parser)", "--allow-dirty", "--norecord"),
+        (
+            OWN_ALLOW_DIRTY + GROUP + "meticulous.Experiment.from_parser(parser)",
+            "allow_dirty=True",
+            "--norecord",
+        ),
+    ],
+    ids=["no parser", "no group", "group", "an --allow-dirty of its own"],
+)
+def test_refused_dirty_start_names_the_means_of_its_caller(repo, refuse, lines, dirty, norecord):
+    repo.write("README", "2")
+    assert refuse(lines) == (
+        f"Commit or stash them, or pass {dirty} (METICULOUS_ALLOW_DIRTY=1) to record a snapshot,"
+        f" or pass {norecord} (METICULOUS_NORECORD=1) to run without a record."
+    )
+
+
+@pytest.mark.parametrize(
+    "lines, name",
+    [("", "experiment_id"), (GROUP, "--experiment-id")],
+    ids=["no group", "group"],
+)
+def test_refused_resume_names_the_means_of_its_caller(refuse, lines, name):
+    lines += "parser.add_argument('lr')\nmeticulous.Experiment.from_parser(parser, {})"
+    if name == "experiment_id":
+        lines = lines.replace("{}", "[parser.parse_args().lr], experiment_id='7'")
+    else:
+        lines = lines.replace("{}", "['--experiment-id', '7', parser.parse_args().lr]")
+    with pytest.raises(AssertionError, match="code 0"):
+        refuse(lines, "0.1")
+    assert f"leave out {name} to start" in refuse(lines, "0.2")
+
+
+def test_refused_place_names_the_means_of_its_caller(tmp_path, refuse):
+    end = "meticulous.Experiment.from_parser(parser)"
+    for lines, name in ((end, "project_directory"), (GROUP + end, "--project-directory")):
+        assert f"name another {name}, or pass" in refuse(lines, cwd=tmp_path)
+
+
+def test_path_of_that_name_is_not_rewritten(repo, refuse):
+    repo.write("norecord=True/experiment_id", "1")
+    repo.commit()
+    lines = GROUP + "meticulous.Experiment.from_parser(parser)"
+    words = ["--experiments-directory", "norecord=True/experiment_id", "--experiment-id", "7"]
+    assert refuse(lines, *words).count("norecord=True/experiment_id is not a directory") == 1
+
+
+def test_commands_name_their_options(repo, refuse):
+    command = [sys.executable, str(PROJECT / "meticulous.py")]
+    repo.write("README", "2")
+    for words, has_record in ((["freeze"], False), (["run", "--", "true"], True)):
+        error = launch(command + words, cwd=repo.path, env=repo.environment()).result().stderr
+        assert "--allow-dirty (METICULOUS_ALLOW_DIRTY=1) to record a snapshot" in error
+        assert ("--norecord" in error) == has_record and "=True" not in error
+    words, env = command + ["freeze"], repo.environment({"METICULOUS_ALLOW_DIRTY": "1"})
+    assert launch(words, cwd=repo.path, env=env).result().code == 0

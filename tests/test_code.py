@@ -232,6 +232,56 @@ def test_module_of_a_package_and_c_option(repo, check):
         assert json.loads(output.decode())["code"] == proved(count)
 
 
+def test_linked_work_tree(repo, check, tmp_path):
+    repo.write("helper.py", "")
+    assert check("import helper\nshow(prepare())") == proved(2)
+    linked = tmp_path / "linked"
+    repo.git("worktree", "add", "-q", linked, "HEAD")
+    for text, code in (("", proved(2)), ("1\n", proved(2, changed=["helper.py"]))):
+        repo.git("-C", linked, "update-index", "--assume-unchanged", "helper.py")
+        (linked / "helper.py").write_text(text)
+        result = repo.run(None, name=str(linked / "train.py"), cwd=linked)
+        assert json.loads(result.stdout)["code"] == code, result
+
+
+def test_main_module_of_a_notebook_has_no_file(repo, check):
+    pytest.importorskip("IPython")
+    repo.write("helper.py", "")
+    repo.write("other.py", textwrap.dedent(PREPARE))
+    repo.commit()
+    repo.write("untracked.py", "")
+    cell = "import helper, untracked\nfrom other import prepare, show\nshow(prepare())"
+    command = [sys.executable, "-m", "IPython", "--quick", "--colors=NoColor", "-c", cell]
+    output = subprocess.check_output(command, cwd=str(repo.path), env=repo.environment())
+    assert json.loads(output.decode().splitlines()[-1])["code"] == proved(3, untracked=["untracked.py"])
+
+
+def test_editable_install_of_the_project_itself(repo, check):
+    repo.write("src/project/__init__.py", "")
+    packages = repo.path / "venv" / "lib" / "site-packages"
+    packages.mkdir(parents=True)
+    (packages / "__editable__.project.pth").write_text(str(repo.path / "src") + "\n")
+    source = "import site\nsite.addsitedir('venv/lib/site-packages')\nimport project\nshow(prepare())"
+    assert check(source) == proved(2)
+
+
+def test_2000_modules_are_proved_by_the_processes_of_a_start(repo, check):
+    for number in range(2000):
+        repo.write(f"pkg{number // 10}/mod{number}.py", "")
+    source = """
+        import importlib
+        for number in range(2000):
+            importlib.import_module(f"pkg{number // 10}.mod{number}")
+        run_git, calls = meticulous._git, []
+        meticulous._git = lambda *rest, **more: calls.append(rest[0]) or run_git(*rest, **more)
+        head = prepare()
+        head.proof.check()
+        assert len(calls) == 2, calls
+        show(head)
+    """
+    assert check(source) == proved(2001)
+
+
 def test_description_is_one_line():
     assert meticulous._describe_code({}) == ""
     assert meticulous._describe_code({"code": proved(3, ignored=["a"])}) == ""
@@ -396,6 +446,66 @@ def test_hidden_changes_are_in_the_snapshot(repo, snap, bit):
     assert repo.git("show", sha + ":sparse") == "1"
 
 
+def test_sparse_checkout(repo, snap):
+    repo.write("kept/data", "1")
+    repo.write("sparse/data", "1")
+    repo.commit()
+    repo.git("config", "core.sparseCheckout", "true")
+    repo.write(".git/info/sparse-checkout", "/*\n!/sparse/\n")
+    repo.git("read-tree", "-mu", "HEAD")
+    assert not (repo.path / "sparse").exists()
+    repo.write("kept/data", "2")
+    sha = snap()["sha"]
+    assert repo.git("diff", "--name-only", "HEAD", sha).split() == ["kept/data"]
+
+
+@pytest.mark.parametrize("setting", [["index.version", "4"], ["core.splitIndex", "true"]], ids=["4", "split"])
+def test_bits_in_other_forms_of_the_index(repo, snap, setting):
+    repo.git("config", *setting)
+    name = "a" * 200 + "/" + "b" * 200
+    repo.write(name, "1")
+    repo.commit()
+    repo.git("update-index", "--force-write-index", *(["--split-index"] if "core" in setting[0] else []))
+    repo.git("update-index", "--assume-unchanged", name)
+    repo.write(name, "2")
+    repo.write("untracked", "")
+    assert repo.git("show", snap()["sha"] + ":" + name) == "2"
+
+
+def test_filters_and_line_ends_apply_to_a_snapshot(repo, snap):
+    # As with Git LFS, the repository holds a pointer.
+    repo.git("config", "filter.lfs.clean", "sed 's/.*/pointer/'")
+    repo.write(".gitattributes", "*.bin filter=lfs\n*.txt text eol=crlf\n")
+    repo.write("data.bin", "1\n")
+    repo.write("data.txt", "1\r\n")
+    repo.commit()
+    repo.write("new.bin", "2\n")
+    repo.write("data.txt", "2\r\n")
+    sha = snap()["sha"]
+    assert repo.git("show", sha + ":new.bin") == "pointer\n"
+    assert repo.git("show", sha + ":data.txt") == "2\n"
+    assert repo.git("rev-parse", sha + "^{tree}") == tree_of(repo)
+
+
+def test_no_space_for_objects(repo, snap, tmp_path):
+    objects = repo.path / ".git" / "objects"
+    if os.geteuid():
+        pytest.skip("only root can make a full disk")
+    objects.rename(tmp_path / "objects")
+    objects.mkdir()
+    if subprocess.call(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(objects)]):
+        pytest.skip("only root, with mount(8) on Linux, can make a full disk")
+    try:
+        for folder in (tmp_path / "objects").iterdir():
+            shutil.copytree(str(folder), str(objects / folder.name))
+        repo.write("untracked", os.urandom(500000))
+        message = snap(code=1)
+    finally:
+        subprocess.check_call(["umount", "--lazy", str(objects)])
+    assert "No space left on device" in message and "norecord=True" in message
+    assert os.listdir(str(repo.path / "experiments")) == []
+
+
 def test_large_untracked_files_are_left_out_by_name(repo, snap, monkeypatch):
     repo.write("large", b"x" * (2**20 + 1))
     repo.write("limit", b"x" * 2**20)
@@ -459,7 +569,9 @@ def test_kill_at_every_step_of_a_snapshot_changes_nothing(repo, snap, step):
             os.chdir(str(repo.path))
             die_at(step)
             path = str(repo.path / "experiments")
-            meticulous._prepare_repository(str(repo.path), path, lambda: os.makedirs(path), True)
+            meticulous._prepare_repository(
+                str(repo.path), path, lambda: os.makedirs(path, exist_ok=True), True
+            )
         finally:
             os._exit(0)
     status = os.waitpid(child, 0)[1]
@@ -541,17 +653,51 @@ def test_dirty_record_is_resumed_while_the_tree_is_unchanged(dirty):
     assert len(read_metadata(dirty)["attempts"]) == 2
 
 
-def test_dirty_record_is_resumed_after_a_commit_of_ours(dirty, tmp_path):
+def test_dirty_record_is_resumed_after_a_commit_of_ours(repo):
+    source = textwrap.dedent(TRAIN).replace(
+        "experiment_id", "experiments_directory=sys.argv[1], experiment_id"
+    )
+    repo.write("train.py", source)
+    repo.write(".gitignore", "experiments\n")
+    repo.commit()
+    head = repo.git("rev-parse", "HEAD")
+    repo.write("untracked", "1")
+    words = "experiments", "dirty"
+    assert repo.run(None, *words, name="train.py").code == 0
+    assert repo.run(None, "others", name="train.py").code == 0  # only untracked files: it commits its line
+    assert repo.git("rev-parse", "HEAD^") == head
+    result = repo.run(None, *words, name="train.py")
+    assert result.code == 0, result
+    assert len(read_metadata(repo)["attempts"]) == 2
+    repo.write(".gitignore", "experiments\nothers\nmore\n")
+    assert "MismatchedCommitException" in repo.run(None, *words, name="train.py").stderr
+    repo.git("commit", "-qam", "Ignore more")
+    assert "MismatchedCommitException" in repo.run(None, *words, name="train.py").stderr
+
+
+def test_clean_record_is_not_resumed_with_changes_to_the_ignore_file(repo):
+    repo.write("train.py", textwrap.dedent(TRAIN))
+    repo.write(".gitignore", "experiments\n")
+    repo.commit()
+    assert repo.run(None, "dirty", name="train.py").code == 0
+    repo.write(".gitignore", "experiments\nmore\n")
+    assert "MismatchedCommitException" in repo.run(None, "dirty", name="train.py").stderr
+
+
+def test_index_of_a_killed_snapshot_is_swept(dirty):
+    dirty.write("more.py", "import meticulous\nmeticulous.Experiment()")
+    hidden = dirty.experiment(".new-" + "0" * 16)
+    hidden.mkdir(parents=True)
+    (hidden / "index").write_text("")
     assert dirty.run(None, "dirty", name="train.py").code == 0
-    dirty.git("stash", "--quiet", "--include-untracked")
-    other = tmp_path / "other.py"
-    other.write_text("import meticulous; meticulous.Experiment(experiments_directory='others')")
-    assert "committed the line others" in dirty.run(None, name=str(other)).stderr
-    dirty.git("stash", "pop", "--quiet")
-    assert dirty.run(None, "dirty", name="train.py").code == 0
-    assert len(read_metadata(dirty)["attempts"]) == 2
-    dirty.write("untracked", "another")
-    assert "MismatchedCommitException" in dirty.run(None, "dirty", name="train.py").stderr
+    assert hidden.exists()
+    os.utime(str(hidden), (0, 0))
+    for _ in range(30):  # each start begins at a random one of the hidden files, and stops at a young one
+        if hidden.exists():
+            assert dirty.run(None, name="more.py", env={"METICULOUS_ALLOW_DIRTY": "1"}).code == 0
+    assert not hidden.exists()
+    assert "index" in {name[:5] for name in os.listdir(str(dirty.path / ".git"))}
+    assert [name for name in os.listdir(str(dirty.path / ".git")) if name.startswith("index.")] == []
 
 
 def test_variable_allows_a_dirty_start(dirty):

@@ -455,7 +455,7 @@ class TestBadInput:
         repo.write("script.py", script())
         repo.commit()
         repo.write("model.py", "a = 2\n")
-        message = fails(repo, None, "DirtyRepoException", "'model.py'", str(repo.path), "--norecord")
+        message = fails(repo, None, "DirtyRepoException", "'model.py'", str(repo.path), "norecord=True")
         assert "1 tracked file" in message
         assert not (repo.path / "experiments").exists()
         assert not (repo.path / ".gitignore").exists()
@@ -1298,9 +1298,6 @@ print(codes)
         result = repo.run(script(body=body), timeout=20)
         assert (result.code, result.stdout) == (0, f"[{77 << 8}]\n"), result
 
-    @pytest.mark.xfail(
-        sys.version_info >= (3, 13), reason="open: Python 3.13 imports collections.abc in two threads wrongly"
-    )
     def test_threads_that_make_experiments_at_once_leave_nothing_behind(self, repo):
         source = """\
 import signal, sys, threading
