@@ -3323,8 +3323,8 @@ class Experiment:
         self,
         args: "Any" = None,
         default_args: "Any" = {},  # noqa: B006 the signature is the package's; it is never changed
-        project_directory: str = "",
-        experiments_directory: str = "experiments",
+        project_directory: "Union[str, os.PathLike[str]]" = "",
+        experiments_directory: "Union[str, os.PathLike[str]]" = "experiments",
         experiment_id: "Union[str, int, None]" = None,
         description: str = "",
         norecord: bool = False,
@@ -3332,7 +3332,7 @@ class Experiment:
     ) -> None:
         self.norecord = norecord or _is_set("METICULOUS_NORECORD")
         self.project_directory = project_directory
-        self.experiments_directory = experiments_directory
+        self.experiments_directory: "Any" = experiments_directory
         self.repo_directory: "Optional[str]" = None
         self.curexpdir = "."
         self.metadata: "Dict[str, Any]" = {}
@@ -4318,8 +4318,6 @@ def _load_rows(directory, groups, levels, take=None):
 
     take: chooses from the list of all, in that order; of the others only metadata.json is read.
     """
-    import gc
-
     scheduler, problems, warnings = _JobHistory(), {}, {}
 
     # Neither keeps the reader: with ten thousand of them, memory matters.
@@ -4335,16 +4333,10 @@ def _load_rows(directory, groups, levels, take=None):
             warnings[reader.expid] = [reader.code_warning]
         return reader.sort_key, row
 
-    folders, was_enabled = _list_folders(directory), gc.isenabled()
-    gc.disable()  # All that is loaded stays: looking for garbage in it would take a quarter of the time.
-    try:
-        if take:
-            folders = [path for _, path in take(sorted(_read_folders(read_start, folders)))]
-        rows = [row for _, row in sorted(_read_folders(read, folders))]
-    finally:
-        if was_enabled:
-            gc.enable()
-    return rows, problems, warnings
+    folders = _list_folders(directory)
+    if take:
+        folders = [path for _, path in take(sorted(_read_folders(read_start, folders)))]
+    return [row for _, row in sorted(_read_folders(read, folders))], problems, warnings
 
 
 def _list_problems(readers):
@@ -5480,7 +5472,6 @@ def _repeat(options):
 # The most stories and curves of runs, plots, runs in color, and points of a curve: plots have fewer pixels.
 _MOST_STORIES, _MOST_PLOTS, _MOST_COLORS, _MOST_POINTS = 200, 50, 10, 500
 _LONGEST_PATCH = 20000
-_HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;"})
 _LAST_COLUMNS = ("header.start_time", "header.duration", "header.status_message")
 # Canvas is the background of the scheme, light or dark, and a transparent grey is visible on both.
 _STYLE = """
@@ -5506,20 +5497,17 @@ button::after { content: " \\2195"; opacity: .6 }
 [aria-sort=descending] button::after { content: " \\2193"; opacity: 1 }
 tr.on > *, li.on { background: linear-gradient(#8884, #8884) Canvas }
 .legend { display: flex; flex-wrap: wrap; gap: .1rem 1.2rem; padding: 0; list-style: none }
-.legend a { text-decoration: none }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1rem }
 figure { margin: 0; min-width: 0; break-inside: avoid }
 svg { display: block; width: 100% }
 svg.key { display: inline; width: 2rem; height: .7rem }
 text { font-size: 110px; fill: currentColor; opacity: .75 }
 path { fill: none; stroke: #888; stroke-width: 16; stroke-linecap: round; stroke-linejoin: round }
-.grid { stroke-width: 8; stroke-opacity: .5 }
-.grey { stroke-opacity: .45 }
+.grid, .grey { stroke-opacity: .45; stroke-width: 10 }
 path.band { fill: #888; fill-opacity: .25; stroke: none }
 .picking figure [data-run]:not(.on) { stroke-opacity: .2; fill-opacity: .05 }
 path.on { stroke-width: 32; stroke-opacity: 1 }
-#picked { position: fixed; bottom: 0; left: 0; margin: 0; padding: 0 1rem }
-#picked { background: CanvasText; color: Canvas }
+#picked { position: fixed; bottom: 0; left: 0; margin: 0; background: CanvasText; color: Canvas }
 details > * { padding: .3rem; scroll-margin-top: 3rem }
 pre { margin: 0; padding: .5rem; background: #8882; white-space: pre-wrap }
 @media (max-width: 40rem) { table { font-size: .85rem } th, td { padding: .2rem .35rem } }
@@ -5531,7 +5519,6 @@ for _number, (_color, _dash) in enumerate(zip(_PALETTE.split(), _DASHES.split("/
     _STYLE += f".c{_number} {{ stroke: #{_color}; stroke-dasharray: {_dash} }}\n"
     _STYLE += f"path.band.c{_number} {{ fill: #{_color} }}\n"
 _SCRIPT = """
-"use strict";
 const all = selector => [...document.querySelectorAll(selector)];
 let picked;
 function pick(run) {
@@ -5575,8 +5562,7 @@ titles.forEach((th, column) => {
   });
 });
 """
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
+_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; base-uri 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -5589,8 +5575,10 @@ _PAGE = """<!doctype html>
 
 def _escape(value, longest=2000):
     """Return *value* as HTML: markup escaped, control and bidi characters made visible."""
+    from html import escape
+
     text = str(value)
-    return _show_controls(text[:longest] + "..." * (len(text) > longest)).translate(_HTML)
+    return escape(_show_controls(text[:longest] + "..." * (len(text) > longest)))
 
 
 def _can_draw(values, least):
@@ -5855,8 +5843,6 @@ def _make_report(directory, rows, table, columns, over=(), is_log=False):
         story = _make_story(_list_blocks(reader, row))
         stories.append(f'<details><summary>{title}</summary><div id="r{number}">{story}</div></details>')
     series = {name: found for name, found in series.items() if any(found)}
-    if "header.duration" in columns and any(row.get("header.status_message") for row in table):
-        columns = [*columns, "header.status_message"]
     # What differs and the results are seen first.
     columns = sorted(columns, key=lambda column: column in _LAST_COLUMNS)
     names, numbers = [name_row(row) for row in table], {name: number for number, name in enumerate(series)}
@@ -5878,7 +5864,7 @@ def _format_story(reader, extension):
     for name, lines in [("# " + title, []), *blocks]:
         name = re.sub(r"[\\`*_\[\]<>&]", r"\\\g<0>", _show_controls(name))
         # Indented lines are code, whatever they hold.
-        text += f"## {name}\n\n" * bool(lines) or f"{name}\n\n"
+        text += "## " * bool(lines) + f"{name}\n\n"
         text += "".join(f"    {_show_controls(line)}\n" for line in lines) + "\n"
     return text
 
@@ -6219,13 +6205,13 @@ def _format_listing(rows, columns, options):
 
 
 def _report(options):
-    directory = (
-        options.directory or options.experiments_directory or _find_directory(options.project_directory)
-    )
+    directory = _get_directory(options)
     options.is_for_people = not options.columns
-    rows, _, _ = _load_rows(directory, _GROUPS[1:], options.normalize_json_values or _DEEPEST)
+    names = [options.filter, *options.groupby, *options.sort, *options.sort_reverse, *options.columns]
+    groups = _choose_groups([*names, "metadata"])  # of which the stories tell
+    rows, _, _ = _load_rows(directory, groups, options.normalize_json_values or _DEEPEST)
     columns = _find_columns(rows)
-    over = [_resolve_column(rows, columns, name) for name in getattr(options, "over", [])]
+    over = [_resolve_column(rows, columns, name) for name in options.over]
     runs = _filter_rows(rows, columns, options.filter) if options.filter and rows else rows
     table, columns = _arrange(rows, columns, options) if runs else ([], [])
     if not table:
@@ -6277,8 +6263,11 @@ def _command(words):
 
 def main(argv: "Optional[Sequence[str]]" = None) -> int:
     """List, show or compare experiments, as the command line does; returns the exit code."""
-    stdout = sys.stdout
+    import gc
+
+    stdout, collects_garbage = sys.stdout, gc.isenabled()
     sys.stdout = stdout or open(os.devnull, "w")  # noqa: SIM115 it is None after `>&-`
+    gc.disable()  # All that is read stays: looking for garbage in it would take a quarter of the time.
     try:
         code = _command(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
@@ -6296,6 +6285,8 @@ def main(argv: "Optional[Sequence[str]]" = None) -> int:
         return _WRONG
     finally:
         sys.stdout = stdout
+        if collects_garbage:
+            gc.enable()
 
 
 def _discard_output():

@@ -1342,6 +1342,25 @@ class TestTakeover:
 
 
 class TestCopies:
+    @pytest.mark.parametrize("duplicate", ["copy.deepcopy(one)", "pickle.loads(pickle.dumps(one))"])
+    def test_a_copy_of_an_experiment_arrives_inert(self, repo, duplicate):
+        body = f"""\
+import copy, pickle, sys
+one = experiment
+with {duplicate} as other:
+    assert other.curexpdir == one.curexpdir and other.stdout is sys.stdout
+    other.log(loss=1)
+    other.summary(loss=1)
+    with other.open("file", "w") as file:
+        file.write("x")
+print(one.is_recording, other.is_recording)
+"""
+        result = repo.run(script("{'lr': 1}", body))
+        assert (result.code, result.stdout) == (0, "True False\n"), result
+        folder = repo.experiment(1)
+        assert not (folder / "summary.json").exists() and not (folder / "metrics.jsonl").exists()
+        assert (folder / "file").exists() and (folder / "STATUS").read_text() == "SUCCESS"
+
     def test_a_reload_with_an_open_experiment_is_refused_and_changes_nothing(self, repo):
         source = """
             import importlib, sys, meticulous

@@ -695,8 +695,10 @@ def test_types_are_those_that_the_docstrings_promise(tmp_path):
     api = pytest.importorskip("mypy.api", reason="this interpreter has no mypy")
     shutil.copy(str(PROJECT / "meticulous.py"), str(tmp_path))
     (tmp_path / "user.py").write_text(
+        "import argparse\n"
+        "from pathlib import Path\n"
         "from typing import Optional\n"
-        "from meticulous import ExperimentReader, Experiments\n\n\n"
+        "from meticulous import DirtyRepoException, Experiment, ExperimentReader, Experiments\n\n\n"
         "def best(directory: str) -> Optional[ExperimentReader]:\n"
         "    readers = list(Experiments(experiments_directory=directory))\n"
         "    for reader in readers:\n"
@@ -706,6 +708,17 @@ def test_types_are_those_that_the_docstrings_promise(tmp_path):
         "        with reader.open('stdout') as file:\n"
         "            print(file.read())\n"
         "    return Experiments(experiments_directory=directory).experiments['1']\n"
+        "\n\n"
+        "def train(folder: Path) -> None:\n"
+        "    parser = argparse.ArgumentParser()\n"
+        "    Experiment.add_argument_group(parser, project_directory=folder)\n"
+        "    try:\n"
+        "        with Experiment({'lr': 0.1}, experiments_directory=folder / 'runs') as experiment:\n"
+        "            experiment.log({'loss': 0.3}, step=3)\n"
+        "            experiment.summary(loss=0.3)\n"
+        "            experiment.open(Path('model'), 'wb').close()\n"
+        "    except DirtyRepoException as error:\n"
+        "        print(', '.join(error.files), error.commit.upper())\n"
     )
     options = ["--strict", "--follow-imports=silent", "--cache-dir", str(tmp_path / "cache")]
     output, errors, code = api.run([*options, str(tmp_path / "user.py")])
