@@ -691,8 +691,10 @@ def test_index_of_a_killed_snapshot_is_swept(dirty):
     (hidden / "index").write_text("")
     assert dirty.run(None, "dirty", name="train.py").code == 0
     assert hidden.exists()
-    os.utime(str(hidden), (0, 0))
-    for _ in range(30):  # each start begins at a random one of the hidden files, and stops at a young one
+    for _ in range(40):  # a start sweeps from a random one on until it meets a young one, like its own
+        for name in os.listdir(str(dirty.path / "experiments")):
+            if name.startswith("."):
+                os.utime(str(dirty.experiment(name)), (0, 0))
         if hidden.exists():
             assert dirty.run(None, name="more.py", env={"METICULOUS_ALLOW_DIRTY": "1"}).code == 0
     assert not hidden.exists()
