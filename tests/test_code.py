@@ -245,7 +245,7 @@ def test_linked_work_tree(repo, check, tmp_path):
 
 
 def test_main_module_of_a_notebook_has_no_file(repo, check):
-    pytest.importorskip("IPython")
+    pytest.importorskip("IPython", reason="this interpreter has no IPython")
     repo.write("helper.py", "")
     repo.write("other.py", textwrap.dedent(PREPARE))
     repo.commit()
