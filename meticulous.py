@@ -132,13 +132,16 @@ class MeticulousException(Exception):
         return super().__str__()
 
     def __str__(self) -> str:
-        text = self._message()
+        if self._parts and len(self.args) != len(self._parts):  # one of the user's own, with any text
+            return super().__str__()
+        # The last line is ours: the remedy. Those above name files and values.
+        text, end, remedy = self._message().rpartition("\n")
         if self.options and "norecord" not in self.options:  # a command that records nothing
-            text = text.replace(_OR_NORECORD, "")
-        for name in self.options:
+            remedy = remedy.replace(_OR_NORECORD, "")
+        for name in self.options if end else ():
             option = "--" + name.replace("_", "-")
-            text = re.sub(rf"(?<![/\w]){name}(=True)?(?![/\w])", option, text)
-        return text
+            remedy = re.sub(rf"(?<![/\w]){name}(=True)?(?![/\w])", option, remedy)
+        return text + end + remedy
 
 
 def _join_some(texts, separator=", "):
@@ -236,7 +239,7 @@ class FolderException(MeticulousException, OSError):
         self.path, self.reason = path, reason
 
     def __reduce__(self) -> "Any":
-        return type(self), (self.path, self.reason, self.errno)
+        return type(self), (self.path, self.reason, self.errno), vars(self)
 
     def _message(self) -> str:
         return f"{self.path} {self.reason}"
@@ -1644,10 +1647,11 @@ def _may_overlook(index, digits):
 
 
 def _list_overlooked(work_tree):
-    """Return the files of which git is told to overlook changes, but for those that are not there."""
+    """Return the files of which git is told to overlook changes, but for those that are left out (sparse)."""
     tags = _ask_git(["ls-files", "-v", "-z"], work_tree).split(b"\0")
-    names = [tag[2:] for tag in tags if tag[:1].islower() or tag[:1] == b"S"]
-    return [name for name in names if _is_there(os.fsencode(work_tree), name)]
+    tags = [tag for tag in tags if tag[:1].islower() or tag[:1] == b"S"]
+    # Lower case alone is assume-unchanged, S is skip-worktree.
+    return [tag[2:] for tag in tags if tag[:1] not in b"sS" or _is_there(os.fsencode(work_tree), tag[2:])]
 
 
 def _take_snapshot(work_tree, head, experiments_directory):
@@ -3726,7 +3730,7 @@ def _list_logs(directory):
             place = _load_mapping(os.path.join(directory, name, "metadata.json"))["place"]
             numbers = [int(place.get(key, 0)) for key in ("slurm-job-id", "slurm-restart-count", "log-size")]
             logs[name] = (os.fspath(place["log-file"]), *numbers)
-        except (AttributeError, KeyError, MeticulousException, TypeError, ValueError):
+        except (ArithmeticError, AttributeError, KeyError, MeticulousException, TypeError, ValueError):
             pass  # not in a job with a log
     return logs
 
@@ -3739,12 +3743,13 @@ def _read_slurm_lines(folder, step, history):
     # Slurm empties the log for a later start of the job, or appends to it, as the site and the job say.
     later = [size for *log, count, size in logs.values() if log == [path, job] and count > restarts]
     try:
-        with open(path, "rb") as file:
+        with open(os.open(path, _READ_FLAGS), "rb") as file:
             end = min([file.seek(0, os.SEEK_END), *later])
             file.seek(max(0, min(begin, end), end - _BLOCK))
             text = file.read(end - file.tell()).decode("utf-8", "replace")
-    except OSError:
+    except (OSError, ValueError):  # a path with odd characters
         return []
+    step = re.escape(str(step))
     line = rf"(?im)^((?:\d+: )?(?:slurmstepd|srun)\b.*[ =]{job}(?:\.{step})?\b(?!\.\w).*?(?: AT (\S+).*)?)$"
     return re.findall(line, text)
 
@@ -6207,8 +6212,8 @@ def _format_listing(rows, columns, options):
 def _report(options):
     directory = _get_directory(options)
     options.is_for_people = not options.columns
-    names = [options.filter, *options.groupby, *options.sort, *options.sort_reverse, *options.columns]
-    groups = _choose_groups([*names, "metadata"])  # of which the stories tell
+    names = [options.filter, *options.groupby, *options.over, *options.sort, *options.sort_reverse]
+    groups = _choose_groups([*names, *options.columns, "metadata"])  # of which the stories tell
     rows, _, _ = _load_rows(directory, groups, options.normalize_json_values or _DEEPEST)
     columns = _find_columns(rows)
     over = [_resolve_column(rows, columns, name) for name in options.over]

@@ -1,13 +1,16 @@
 """The experiment's arguments and defaults come out of any argparse parser, which parses once."""
 
 import argparse
+import copy
 import inspect
 import pathlib
+import pickle
 import sys
 
 import pytest
 from conftest import PROJECT, launch
 
+import meticulous
 from meticulous import Experiment, InvalidArgsException, _to_json
 
 
@@ -513,3 +516,28 @@ def test_commands_name_their_options(repo, refuse):
         assert ("--norecord" in error) == has_record and "=True" not in error
     words, env = command + ["freeze"], repo.environment({"METICULOUS_ALLOW_DIRTY": "1"})
     assert launch(words, cwd=repo.path, env=env).result().code == 0
+
+
+def test_names_of_the_users_are_shown_as_they_are():
+    names = ["norecord", "allow_dirty.py"]
+    error = meticulous.DirtyRepoException(names, "0" * 40, "/norecord")
+    error.options = ("norecord", "allow_dirty")
+    first, remedy = str(error).split("\n")
+    assert first == f"2 tracked files in /norecord differ from commit 0000000: {', '.join(map(repr, names))}."
+    assert "--allow-dirty" in remedy and "--norecord" in remedy
+
+
+@pytest.mark.parametrize("name", meticulous.__all__)
+def test_an_exception_of_the_users_own_has_any_text(name):
+    kind = getattr(meticulous, name)
+    if isinstance(kind, type) and issubclass(kind, Exception) and kind is not meticulous.FolderException:
+        assert str(kind("any text")) == "any text"
+        assert str(kind()) == ""
+
+
+def test_a_copy_of_an_exception_names_the_same_options():
+    error = meticulous.FolderException("/runs", "can't be used.\nName another experiments_directory.", 13)
+    error.options = ("experiments_directory",)
+    copies = [copy.copy(error), pickle.loads(pickle.dumps(error))]
+    assert [(str(copied), copied.errno) for copied in copies] == [(str(error), 13)] * 2
+    assert "--experiments-directory" in str(error)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from records import PROCESS, START, write_experiment
 
 import meticulous
 
@@ -292,3 +293,36 @@ def test_end_of_the_job_long_after_that_of_the_run_is_not_the_cause(slurm):
     row = ("7", 9000, "TIMEOUT", -99, "a")
     assert ask_sacct(slurm, ATTEMPT, row) == [("sacct", "TIMEOUT")]
     assert ask_sacct(slurm, {**ATTEMPT, "end-time": meticulous._local_time(END)}, row) == []
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        {"log-file": "FIFO"},
+        {"log-file": "/"},
+        {"log-file": "a\0b"},
+        {"log-file": "a\ud800b"},
+        {"log-file": "/etc/passwd", "log-size": float("inf")},
+        {"log-file": "/etc/passwd", "log-size": -1},
+        {"log-file": ["/etc/passwd"]},
+        "odd",
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("step", [0, "([", None])
+def test_odd_metadata_stops_neither_the_listing_nor_its_neighbours(tmp_path, capsys, place, step):
+    os.mkfifo(str(tmp_path / "fifo"))
+    if isinstance(place, dict):
+        log = str(tmp_path / "fifo") if place["log-file"] == "FIFO" else place["log-file"]
+        place = {"slurm-job-id": 5, **place, "log-file": log}
+    attempt = {**PROCESS, "start-time": START, "start-epoch": 1.0, "slurm-job-id": 5, "slurm-step-id": step}
+    for name in "12":
+        write_experiment(
+            tmp_path / "runs",
+            name,
+            status="ERROR\nkilled by SIGKILL at noon",
+            attempts=[attempt],
+            place=place,
+        )
+    assert meticulous.main([str(tmp_path / "runs")]) == 0
+    assert capsys.readouterr().out.count("killed by SIGKILL at noon") == 2
