@@ -5599,12 +5599,12 @@ def _read_curves(reader, least, is_thinned):
 
     gaps: how many values were left out before each of the others, and at last how many in all.
     """
-    from itertools import accumulate, compress
+    from itertools import accumulate, chain, compress
 
-    rows = [row for row in reader.metrics if abs(row["step"]) < 1e300]
-    all_steps, curves, names = [row["step"] for row in rows], {}, {}
-    for row in rows:
-        names.update(row)
+    rows, curves = reader.metrics, {}
+    if not _can_draw([0, *[row["step"] for row in rows]], -1e300):
+        rows = [row for row in rows if abs(row["step"]) < 1e300]
+    all_steps, names = [row["step"] for row in rows], dict.fromkeys(chain.from_iterable(rows))
     for name in [name for name in names if name not in ("step", "time")]:
         try:
             steps, values = all_steps, [row[name] for row in rows]
