@@ -5505,7 +5505,7 @@ tr.on > *, li.on { background: linear-gradient(#8884, #8884) Canvas }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1rem }
 figure { margin: 0; min-width: 0; break-inside: avoid }
 svg { display: block; width: 100% }
-svg.key { display: inline; width: 2rem; height: .7rem }
+svg.key { display: inline; width: 2rem; height: .7rem; margin-right: .3rem }
 text { font-size: 110px; fill: currentColor; opacity: .75 }
 path { fill: none; stroke: #888; stroke-width: 16; stroke-linecap: round; stroke-linejoin: round }
 .grid, .grey { stroke-opacity: .45; stroke-width: 10 }
@@ -5677,7 +5677,7 @@ def _draw_path(number, curve, frame, kind=""):
 
 def _draw_key(number):
     path = _draw_path(number, ([1, 29], [0, 0], [0, 0]), (0, 10, 5, 10))
-    return f'<svg class="key" viewBox="0 0 300 100" aria-hidden="true">{path}</path></svg> '
+    return f'<svg class="key" viewBox="0 0 300 100" aria-hidden="true">{path}</path></svg>'
 
 
 def _draw_axes(frame, width, height, x_ticks, y_ticks, y_names):
