@@ -3810,7 +3810,7 @@ _JOB_NAMES = (
 )
 _GROUPS = ["header", "args", "default_args", "metadata", "summary"]
 _SLOW_S = 0.0002  # who waits longer for a folder waits for a network: the files of a local disk are in memory
-_THREADS = 16
+_THREADS = 32
 
 if TYPE_CHECKING:
     from functools import cached_property as _lazy
@@ -5602,9 +5602,11 @@ def _read_curves(reader, least, is_thinned):
     from itertools import accumulate, chain, compress
 
     rows, curves = reader.metrics, {}
-    if not _can_draw([0, *[row["step"] for row in rows]], -1e300):
+    all_steps = [row["step"] for row in rows]
+    if rows and not _can_draw(all_steps, -1e300):
         rows = [row for row in rows if abs(row["step"]) < 1e300]
-    all_steps, names = [row["step"] for row in rows], dict.fromkeys(chain.from_iterable(rows))
+        all_steps = [row["step"] for row in rows]
+    names = dict.fromkeys(chain.from_iterable(rows))
     for name in [name for name in names if name not in ("step", "time")]:
         try:
             steps, values = all_steps, [row[name] for row in rows]
@@ -5669,7 +5671,9 @@ def _draw_path(number, curve, frame, kind=""):
     left, x_scale, top, y_scale = frame
     steps, values, gaps = curve
     # h0 makes a dot of a single point.
-    commands = ["L%d %d" if gap == last else "M%d %dh0" for _, gap, last in zip(steps, gaps, [None, *gaps])]
+    commands = ["M%d %dh0"] + ["L%d %d"] * (len(steps) - 1)
+    if gaps[-1]:
+        commands = [commands[0] if gap != last else "L%d %d" for gap, last in zip(gaps, [None, *gaps[:-2]])]
     numbers = [n for x, y in zip(steps, values) for n in ((x - left) * x_scale, (top - y) * y_scale)]
     color = f"c{number}" if number < _MOST_COLORS else "grey"
     return f'<path class="{color}{kind}" data-run="{number}" d="{"".join(commands) % tuple(numbers)}">'
