@@ -337,7 +337,7 @@ def _create_file(path, content):
 
 
 def _write_file(path, content):
-    """Put *content* (bytes) at *path* so that a reader sees either the old file or the new one, complete.
+    """Write *content* (bytes) to *path* so that a reader sees either the old file or the new one, complete.
 
     Not synced to disk: after a power cut it may be the old one. OSError names *path*.
     """
@@ -802,6 +802,7 @@ def _count_oom_kills(attempt):
 def _describe_place():
     """Describe where this process runs, for people: a white list, never the complete environment."""
     log_file = _read_link("/proc/self/fd/1")
+    has_log = os.path.isfile(log_file)
     place = {
         "host": _read_host() or None,
         "user": _read_user(),
@@ -809,8 +810,8 @@ def _describe_place():
         "platform": " ".join(os.uname()[i] for i in (0, 2, 4)) if hasattr(os, "uname") else sys.platform,
         # An empty string counts, because it hides all of them.
         "gpus": next((os.environ[name] for name in _GPUS if name in os.environ), None),
-        "log-file": log_file if os.path.isfile(log_file) else None,
-        "log-size": os.path.getsize(log_file) if os.path.isfile(log_file) else None,
+        "log-file": log_file if has_log else None,
+        "log-size": os.path.getsize(log_file) if has_log else None,
         **_read_variables(_JOB + _TASK + _NODES),
     }
     return {key: value for key, value in place.items() if value is not None}
@@ -1119,7 +1120,7 @@ class _Session:
         return next((signum for signum in self._held if signum != signal.SIGINT), None)
 
     def hold(self):
-        """Have the handlers of our signals wait until release()."""
+        """Delay the handlers of our signals until release()."""
         self._holders.append(None)
 
     def release(self):
@@ -1654,16 +1655,12 @@ def _list_overlooked(work_tree):
     return [tag[2:] for tag in tags if tag[:1] not in b"sS" or _is_there(os.fsencode(work_tree), tag[2:])]
 
 
-def _take_snapshot(work_tree, head, experiments_directory):
-    """Commit the work tree as it is, on top of *head*, and have *head* describe that commit.
+def _store_work_tree(work_tree, index, files, experiments_directory, digits):
+    """Store the work tree, of which *files* differ from the *index*; return the tree and what git overlooked.
 
-    The user's index, branch, stash and files stay as they are: git works on a copy of the index, in a hidden
-    folder of the *experiments_directory*, which a later start sweeps if this one is killed.
+    Git works on a copy of the index, in a hidden folder of the *experiments_directory*, which a later start
+    sweeps if this one is killed.
     """
-    left_out = _leave_out(os.fsencode(work_tree), head.changed)
-    files = [name for name in head.changed if name not in left_out]
-    directory = _find_git_directory(work_tree)
-    index = os.path.join(directory, "index")
     times, content = os.stat(index), _read_file(index)
     hidden = _build_path(experiments_directory)
     copy = os.path.join(hidden, "index")
@@ -1680,19 +1677,29 @@ def _take_snapshot(work_tree, head, experiments_directory):
         os.utime(copy, ns=(times.st_atime_ns, times.st_mtime_ns))
         add = "--add", "--remove", "--replace"
         update([name.encode("utf-8", "surrogateescape") for name in files], *add)
-        overlooked = _list_overlooked(work_tree) if _may_overlook(content, len(head.sha)) else []
+        overlooked = _list_overlooked(work_tree) if _may_overlook(content, digits) else []
         if overlooked:
             update(overlooked, "--no-assume-unchanged")
             update(overlooked, "--no-skip-worktree")
             update(overlooked, *add)
-        command = ["write-tree", "--missing-ok"]
-        tree = _ask_word(command, work_tree, GIT_INDEX_FILE=copy)
+        return _ask_word(["write-tree", "--missing-ok"], work_tree, GIT_INDEX_FILE=copy), overlooked
     finally:
         _remove_file(copy)  # not _remove_folder, because importing shutil takes longer than all of this
         _remove_directory(hidden)
 
+
+def _take_snapshot(work_tree, head, experiments_directory):
+    """Commit the work tree as it is, on top of *head*, and have *head* describe that commit.
+
+    The user's index, branch, stash and files stay as they are.
+    """
+    left_out = _leave_out(os.fsencode(work_tree), head.changed)
+    files = [name for name in head.changed if name not in left_out]
+    directory, digits = _find_git_directory(work_tree), len(head.sha)
+    index = os.path.join(directory, "index")
+    tree, overlooked = _store_work_tree(work_tree, index, files, experiments_directory, digits)
     commit = _SNAPSHOT.format(tree, head.sha).encode()
-    sha = _hash_object("commit", commit, len(head.sha))
+    sha = _hash_object("commit", commit, digits)
     reference = f"refs/meticulous/{sha}"
     if not _is_there(directory, reference):
         _ask_git(["hash-object", "-t", "commit", "-w", "--stdin"], work_tree, b".", commit)
@@ -2250,7 +2257,7 @@ class _Recorder:
         setattr(owner, name, new)
 
     def remove_patches(self):
-        """Put back what was there. Another tool's patch stays, and ours below it then only passes on."""
+        """Restore what was there. Another tool's patch stays, and ours below it then only passes on."""
         for owner, name, new, before in self.patches:
             if vars(owner).get(name) is new:
                 delattr(owner, name) if before is None else setattr(owner, name, before)
@@ -2892,7 +2899,7 @@ def _release_exit_code():
 
 
 def _register_at_fork(before, in_parent, in_child):
-    """Have three functions called whenever this process forks."""
+    """Register three functions to be called whenever this process forks."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(before=before, after_in_parent=in_parent, after_in_child=in_child)
     elif hasattr(os, "fork"):  # Python 3.6
@@ -2911,7 +2918,7 @@ def _register_at_fork(before, in_parent, in_child):
 
 
 def _watch_forks():
-    """Have every forked child forget its parent's experiments before anything else runs there.
+    """Make every forked child forget its parent's experiments before anything else runs there.
 
     No lock is held meanwhile: other libraries lock their own in hooks like these, in another order.
     """
@@ -5309,7 +5316,7 @@ def _remove_copies(directory):
     for name in os.listdir(copies) if os.path.isdir(copies) else ():
         if not any(path.startswith(copies + name + os.sep) for path in used):
             hidden = _build_path(directory)
-            os.rename(copies + name, hidden)  # so that nobody is given a part of it
+            os.rename(copies + name, hidden)  # so that no other process is given a part of it
             _remove_folder(hidden)
 
 
@@ -6077,11 +6084,8 @@ def _diff(options):
 
 def _describe_version():
     """Return the version, and the name that git has for this very file, so that an edited copy shows."""
-    from hashlib import sha1
-
     content = globals()["__loader__"].get_data(__file__)  # it may be in a zip file
-    sha = sha1(b"blob %d\0" % len(content) + content).hexdigest()
-    return f"meticulous {__version__}, git blob {sha}"
+    return f"meticulous {__version__}, git blob {_hash_object('blob', content, 40)}"
 
 
 def _list(options):
@@ -6096,7 +6100,7 @@ def _list(options):
     if min(levels, options.tail or 0, options.head or 0) < 0:
         raise QueryException("--head, --tail and --normalize-json-values take no negative numbers.")
     options.is_for_people = not (options.columns or options.json or options.list_columns)
-    names = [options.filter, *options.groupby, *options.over, *options.sort, *options.sort_reverse]
+    names = _list_deciding(options)
     groups = _choose_groups(names if options.is_for_people else _GROUPS + ["metrics"])
     # What decides about other rows has to be read of all; so has what is a column, if columns are named.
     directory = _get_directory(options)
@@ -6124,6 +6128,11 @@ def _list(options):
     else:
         _print(_format_listing(rows, columns, options) + notes)
     return _FOUND if rows else _NOTHING_FOUND
+
+
+def _list_deciding(options):
+    """Return what decides which rows there are, and in which order."""
+    return [options.filter, *options.groupby, *options.over, *options.sort, *options.sort_reverse]
 
 
 def _take_part(options, rows):
@@ -6191,9 +6200,8 @@ def _export(path, name, rows, columns, levels, is_flat):
 
 def _format_problems(problems, what):
     """Return the line that names the experiments with *problems*, and *what* is wrong, if there are any."""
-    shown = [f"{name} ({'; '.join(notes)})" for name, notes in list(problems.items())[:5]]
-    more = ", ..." if len(problems) > 5 else "."
-    line = f"{len(problems)} {what}: {', '.join(shown)}{more}"
+    shown = _join_some(f"{name} ({'; '.join(notes)})" for name, notes in problems.items())
+    line = f"{len(problems)} {what}: {shown}" + "." * (len(problems) <= 5)
     return [_show_controls(line)] if problems else []
 
 
@@ -6216,8 +6224,8 @@ def _format_listing(rows, columns, options):
 def _report(options):
     directory = _get_directory(options)
     options.is_for_people = not options.columns
-    names = [options.filter, *options.groupby, *options.over, *options.sort, *options.sort_reverse]
-    groups = _choose_groups([*names, *options.columns, "metadata"])  # of which the stories tell
+    # The stories tell of the metadata.
+    groups = _choose_groups([*_list_deciding(options), *options.columns, "metadata"])
     rows, _, _ = _load_rows(directory, groups, options.normalize_json_values or _DEEPEST)
     columns = _find_columns(rows)
     over = [_resolve_column(rows, columns, name) for name in options.over]

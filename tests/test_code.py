@@ -39,6 +39,14 @@ PREPARE = """
 """
 CHECK = PREPARE + "    show(prepare())\n"
 SNAP = PREPARE + "    show(prepare(allow_dirty=True))\n"
+IN_TWO_PROCESSES = """
+        run_git, calls = meticulous._git, []
+        meticulous._git = lambda *rest, **more: calls.append(rest[0]) or run_git(*rest, **more)
+        head = prepare()
+        head.proof.check()
+        assert len(calls) == 2, calls
+        show(head)
+"""
 
 
 @pytest.fixture
@@ -272,14 +280,8 @@ def test_2000_modules_are_proved_by_the_processes_of_a_start(repo, check):
         import importlib
         for number in range(2000):
             importlib.import_module(f"pkg{number // 10}.mod{number}")
-        run_git, calls = meticulous._git, []
-        meticulous._git = lambda *rest, **more: calls.append(rest[0]) or run_git(*rest, **more)
-        head = prepare()
-        head.proof.check()
-        assert len(calls) == 2, calls
-        show(head)
     """
-    assert check(source) == proved(2001)
+    assert check(textwrap.dedent(source) + textwrap.dedent(IN_TWO_PROCESSES)) == proved(2001)
 
 
 def test_description_is_one_line():
@@ -292,15 +294,7 @@ def test_description_is_one_line():
 
 
 def test_start_with_proof_takes_no_more_processes(repo, check):
-    source = """
-        run_git, calls = meticulous._git, []
-        meticulous._git = lambda *rest, **more: calls.append(rest[0]) or run_git(*rest, **more)
-        head = prepare()
-        head.proof.check()
-        assert len(calls) == 2, calls
-        show(head)
-    """
-    assert check(source) == proved(1)
+    assert check(IN_TWO_PROCESSES) == proved(1)
 
 
 # --- snapshot -----------------------------------------------------------------------------------

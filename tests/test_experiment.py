@@ -30,6 +30,15 @@ TRAIN = """
 """
 START = "from meticulous import Experiment\nexperiment = Experiment("
 
+FILL_DISK = """\
+try:
+    with experiment.open("ballast", "wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 512)
+except OSError:
+    pass
+"""
+
 
 def load(folder, name):
     return json.loads((folder / f"{name}.json").read_text())
@@ -826,15 +835,10 @@ class TestFaults:
         ids=["success", "no reason", "long reason", "wide reason"],
     )
     def test_a_full_disk_at_the_end_leaves_room_for_the_status(self, repo, small_disk, end, status):
-        body = """
+        body = f"""
 import sys
 experiment.summary(a=1)
-try:
-    with experiment.open("ballast", "wb", buffering=0) as file:
-        while True:
-            file.write(b"x" * 512)
-except OSError:
-    pass
+{FILL_DISK}
 try:
     experiment.summary(b=2)
 except OSError as error:
@@ -858,12 +862,7 @@ print("done")
 import os
 os.unlink(experiment.curexpdir + "/STATUS")
 os.symlink({str(target)!r}, experiment.curexpdir + "/STATUS")
-try:
-    with experiment.open("ballast", "wb", buffering=0) as file:
-        while True:
-            file.write(b"x" * 512)
-except OSError:
-    pass
+{FILL_DISK}
 """
         result = repo.run(script(f"experiments_directory={str(small_disk)!r}", body))
         assert result.code == 0 and "can't be recorded completely" in result.stderr, result
