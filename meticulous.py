@@ -2101,30 +2101,35 @@ class _OutputFile:
 
     def add(self, data, is_last=False):
         """Take bytes to be saved, but hold back a progress bar until it is complete or was long unseen."""
+        # Nothing changes before the last lines, so that a signal handler in the middle may add as well.
+        lines, bar, since, has_moved = self._fold(data, is_last)
+        if b"\r" in lines:
+            # What the file already has of this line can't be taken back, so "\r" overwrites it there as well.
+            return_first = b"\r" if self.in_line and re.match(_OVERWRITTEN, lines) else b""
+            lines = return_first + re.sub(_OVERWRITTEN, b"", lines)
+        if self.is_closed:
+            return  # a handler has finished the experiment, and saved what it found pending
+        self.unsaved += lines
+        self.bar, self.bar_since, self.has_moved = bar, since, has_moved
+        if lines:
+            self.in_line = not lines.endswith(b"\n")
+
+    def _fold(self, data, is_last):
         has_moved = self.has_moved or (b"\x1b[" in data and re.search(_UP, data) is not None)
         if not (self.bar or has_moved or b"\r" in data):
-            return self._add_lines(data)
+            return data, b"", 0.0, False
         now = time.monotonic()
-        self.bar_since = self.bar_since if self.bar else now
-        is_due = is_last or now - self.bar_since >= _BAR_INTERVAL_S or len(self.bar) > _LONGEST_BAR
+        since = self.bar_since if self.bar else now
+        is_due = is_last or now - since >= _BAR_INTERVAL_S or len(self.bar) > _LONGEST_BAR
         rows, row = _fold(self.bar + data)
         below = len(rows) - 1 - row
         held = rows if has_moved else [line for line in rows[-1:] if b"\r" in line]
         if is_due:
             rows = [line.rstrip(b"\r") for line in rows] if has_moved else rows
             held = []
-        self.has_moved = has_moved and not is_due
-        self.bar = b"\n".join(held) + b"\x1b[%dA" % below * (below > 0) * bool(held)
-        return self._add_lines(b"\n".join(rows[: len(rows) - len(held)] + [b""] * bool(held)))
-
-    def _add_lines(self, data):
-        if b"\r" in data:
-            # What the file already has of this line can't be taken back, so "\r" overwrites it there as well.
-            return_first = b"\r" if self.in_line and re.match(_OVERWRITTEN, data) else b""
-            data = return_first + re.sub(_OVERWRITTEN, b"", data)
-        if data:
-            self.in_line = not data.endswith(b"\n")
-            self.unsaved += data
+        bar = b"\n".join(held) + b"\x1b[%dA" % below * (below > 0) * bool(held)
+        lines = b"\n".join(rows[: len(rows) - len(held)] + [b""] * bool(held))
+        return lines, bar, since, has_moved and not is_due
 
     def release(self):
         """Close the file if a signal handler has finished the experiment in the middle of a write.
@@ -2326,25 +2331,37 @@ class _Recorder:
         lock = _session.lock
         if not lock.acquire(is_waiting and not _session.is_exiting):
             return
-        files, is_first = self.files[:], not self.is_flushing
+        is_first = not self.is_flushing
         try:
             self.is_flushing = True
             _session.hold()
             while is_first and self.pending:
-                self._save_pending(files)
+                self._save_pending()
         finally:
             self.is_flushing = not is_first
             _session.release()
             lock.release()
 
-    def _save_pending(self, files):
-        parts = self.pending[:]
+    def _save_pending(self):
+        parts, files = self.pending[:], self.files[:]
         data = _encode_parts(parts)
-        del self.pending[: len(parts)]  # not sooner: the above is long enough for a signal that ends us
         for file in files:
             file.add(data)
+        del self.pending[
+            : len(parts)
+        ]  # not sooner: a signal handler may end the process in the middle, or raise
+        for file in files:
             file.save()
         self._set_pace(max(1, min(len(parts), data.count(b"\n"))))
+
+    def remove(self, file):
+        """Stop recording in *file*, and give the stream back if it was the last."""
+        self.flush()
+        if self.is_flushing:  # what a signal handler has interrupted, and may not return to
+            file.add(_encode_parts(self.pending))
+        self.files.remove(file)
+        if not self.files:
+            self.remove_patches()
 
     def _set_pace(self, lines):
         """Take *lines* tokens out of the bucket, and determine when the next line is to be written."""
@@ -2464,10 +2481,7 @@ class _Capture:
             for name, file in files.items():
                 recorder = self._recorders.get(name)
                 if recorder:
-                    recorder.flush()
-                    recorder.files.remove(file)
-                    if not recorder.files:
-                        recorder.remove_patches()
+                    recorder.remove(file)
                 file.close()
 
 

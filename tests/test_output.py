@@ -1406,11 +1406,62 @@ def test_finish_in_a_signal_handler_during_a_write_harms_no_file(lab, call, when
     assert (ended.code, ended.err) == (0, b""), ended
     assert (lab.folder / "mine0").read_bytes() == b"my own"
     if call == "print":
-        assert ended.stdout == b"line\ncaught\n"
+        # "before" is after the program's text was taken to be written, so the handler's comes first.
+        assert sorted(ended.stdout.splitlines()) == [b"caught", b"line"]
     else:
         assert ended.stdout == b"caught\n"
         lines = (lab.records / "metrics.jsonl").read_bytes().splitlines()
         assert len(lines) == 1 and lines[0].endswith(b'"loss": 1}')
+
+
+# The same at each line of the code that saves what was printed.
+AT_EACH_LINE = """
+    from meticulous import Experiment
+    names = {{"flush", "_save_pending", "_encode_parts", "add", "_fold", "_take", "save"}}
+    def trace(frame, event, argument):
+        global line
+        if frame.f_code.co_filename != meticulous.__file__ or frame.f_code.co_name not in names:
+            return None
+        line += event == "line"
+        if event == "line" and line == wanted:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return trace
+    def end(number, frame):
+        sys.settrace(None)
+        print("caught")
+        {end}
+    signal.signal(signal.SIGUSR1, end)
+    experiment.finish()
+    wanted = line = 0
+    while line >= wanted:
+        wanted, line = wanted + 1, 0
+        experiment = Experiment(experiment_id="line%d" % wanted, **own)
+        sys.settrace(trace)
+        try:
+            sys.stdout.write({text!r} + chr(10))
+        except ZeroDivisionError:
+            pass
+        sys.settrace(None)
+        experiment.finish()
+    """
+ENDS = {"finish": "experiment.finish()", "raise": "1 / 0", "return": "pass"}
+
+
+@pytest.mark.parametrize("end", sorted(ENDS))
+@pytest.mark.parametrize("text", ["line", "0%\r50%\rline"], ids=["line", "bar"])
+def test_a_signal_handler_at_any_line_of_a_flush_loses_nothing(lab, end, text):
+    ended = lab.run(AT_EACH_LINE.format(end=ENDS[end], text=text), stdout=subprocess.DEVNULL)
+    assert (ended.code, ended.err) == (0, b""), ended
+    count = len(list(lab.records.parent.glob("line*")))
+    found = [
+        (lab.records.parent / f"line{i}" / "stdout").read_bytes() for i in range(1, count)
+    ]  # the last: no signal
+    # Where a handler does not return to the flush it may come just before the end, and the text comes twice.
+    get_lines = sorted if end == "return" else lambda lines: sorted(set(lines))
+    lost = {
+        i: data for i, data in enumerate(found, 1) if get_lines(data.splitlines()) != [b"caught", b"line"]
+    }
+    assert count > 20 and not lost, lost
 
 
 def test_hooks_of_others_at_a_fork_and_threads_that_print_do_not_hang(lab):
