@@ -5609,10 +5609,11 @@ def _escape(value, longest=2000):
 
 def _can_draw(values, least):
     """Return whether all *values* are numbers above *least* and far enough from the largest float."""
-    # Differences of larger ones overflow. min() and max() may overlook a NaN, the sum can't.
-    if not {int, float}.issuperset(map(type, values)):
+    try:
+        # Differences of larger ones overflow. min() may overlook a NaN, the sum can't.
+        return min(values) > least and sum(map(abs, values)) < 1e300
+    except (TypeError, OverflowError):
         return False
-    return least < min(values) <= max(values) < 1e300 and abs(sum(values)) < float("inf")
 
 
 def _read_curves(reader, least, is_thinned):
@@ -5621,17 +5622,18 @@ def _read_curves(reader, least, is_thinned):
     gaps: how many values were left out before each of the others, and at last how many in all.
     """
     from itertools import accumulate, chain, compress
+    from operator import itemgetter
 
-    rows, curves = reader.metrics, {}
-    all_steps = [row["step"] for row in rows]
-    if rows and not _can_draw(all_steps, -1e300):
-        rows = [row for row in rows if abs(row["step"]) < 1e300]
-        all_steps = [row["step"] for row in rows]
+    curves: "Dict[str, Any]" = {}
+    rows = [row for row in reader.metrics if abs(row["step"]) < 1e300]
     names = dict.fromkeys(chain.from_iterable(rows))
+    columns: "Dict[str, Any]" = {}
+    if set(map(len, rows)) == {len(names)}:  # as a rule; "step" once more, because of one it makes no tuple
+        columns = dict(zip(names, map(list, zip(*map(itemgetter(*names, "step"), rows)))))
     for name in [name for name in names if name not in ("step", "time")]:
-        try:
-            steps, values = all_steps, [row[name] for row in rows]
-        except KeyError:  # logged at some of the steps only
+        if columns:
+            steps, values = columns["step"], columns[name]
+        else:
             points = [(row["step"], row[name]) for row in rows if name in row]
             steps, values = map(list, zip(*points))
         gaps = [0] * (len(values) + 1)
@@ -5691,13 +5693,15 @@ def _draw_path(number, curve, frame, kind=""):
     """Return the SVG path of a curve, which begins anew after a gap; *frame* is of _draw_plot()."""
     left, x_scale, top, y_scale = frame
     steps, values, gaps = curve
-    # h0 makes a dot of a single point.
-    commands = ["M%d %dh0"] + ["L%d %d"] * (len(steps) - 1)
+    start, go_on = "M%d %dh0", "L%d %d"  # h0 makes a dot of a single point
+    commands = start + go_on * (len(steps) - 1)
     if gaps[-1]:
-        commands = [commands[0] if gap != last else "L%d %d" for gap, last in zip(gaps, [None, *gaps[:-2]])]
-    numbers = [n for x, y in zip(steps, values) for n in ((x - left) * x_scale, (top - y) * y_scale)]
+        commands = "".join(go_on if gap == last else start for gap, last in zip(gaps, [None, *gaps[:-2]]))
+    numbers = [0.0] * (2 * len(steps))
+    numbers[::2] = [(step - left) * x_scale for step in steps]
+    numbers[1::2] = [(top - value) * y_scale for value in values]
     color = f"c{number}" if number < _MOST_COLORS else "grey"
-    return f'<path class="{color}{kind}" data-run="{number}" d="{"".join(commands) % tuple(numbers)}">'
+    return f'<path class="{color}{kind}" data-run="{number}" d="{commands % tuple(numbers)}">'
 
 
 def _draw_key(number):
