@@ -5626,9 +5626,10 @@ def _read_curves(reader, least, is_thinned):
 
     curves: "Dict[str, Any]" = {}
     rows = [row for row in reader.metrics if abs(row["step"]) < 1e300]
-    names = dict.fromkeys(chain.from_iterable(rows))
+    layouts = dict.fromkeys(map(tuple, rows))
+    names = dict.fromkeys(chain.from_iterable(layouts))
     columns: "Dict[str, Any]" = {}
-    if set(map(len, rows)) == {len(names)}:  # as a rule; "step" once more, because of one it makes no tuple
+    if len(layouts) == 1:  # "step" once more, because itemgetter makes no tuple of a single value
         columns = dict(zip(names, map(list, zip(*map(itemgetter(*names, "step"), rows)))))
     for name in [name for name in names if name not in ("step", "time")]:
         if columns:
@@ -5672,9 +5673,10 @@ def _thin(steps, values, gaps):
     extremes = {0, count - 1}
     for choose in (min, max):
         extremes.update(map(padded.index, map(choose, *columns), range(0, count, size)))
-    kept = sorted(extremes)
-    choose_kept = itemgetter(*kept)
-    return list(choose_kept(steps)), list(choose_kept(values)), [*choose_kept(gaps), gaps[-1]]
+    choose_kept = itemgetter(*sorted(extremes))
+    # A sum is a new number. Drawing is twice as fast if the kept ones are neighbors in memory.
+    steps, values = ([number + 0 for number in choose_kept(numbers)] for numbers in (steps, values))
+    return steps, values, [*choose_kept(gaps), gaps[-1]]
 
 
 def _find_axis(ends, most, least):
