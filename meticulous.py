@@ -4792,7 +4792,7 @@ def _fit_columns(columns, width):
 
     columns: {name: (title, cells, whether they are numbers)}. First come id, status and one argument, then
     results, other arguments and the rest of the header. Where not all results fit, strings and titles are
-    cut; numbers never are.
+    cut; numbers and times never are.
     """
     firsts = ["header.expid", "header.status", "header.expid.count"]
     firsts += [name for name in columns if name.startswith("args.")][:1]
@@ -4809,7 +4809,8 @@ def _fit_columns(columns, width):
         left, sizes = width, {}
         for name in sorted(columns, key=rank):
             title, cell = widths[name]
-            size = max(min(title, most), cell if columns[name][2] else min(cell, most))
+            is_cut = not columns[name][2] and name != "header.start_time"
+            size = max(min(title, most), min(cell, most) if is_cut else cell)
             if not sizes or size <= left:
                 sizes[name] = min(size, width)
                 left -= size + 2
@@ -6017,7 +6018,7 @@ def _parse(name, words):
 def _find_reader(options, text):
     """Return the reader of the one experiment that an ID, a path or a job means."""
     job = getattr(options, "job", "")
-    if bool(text) == bool(job or getattr(options, "filter", "")):  # an empty one is an unset variable
+    if bool(text) == bool(job):  # an empty one is an unset variable
         raise QueryException("Name an experiment, by its ID or its path; for `show` by --job JOB too.")
     if os.path.dirname(text) and os.path.exists(os.path.join(text, "STATUS")):
         return ExperimentReader(os.path.abspath(text))
@@ -6035,7 +6036,8 @@ def _find_reader(options, text):
 
 def _path(options):
     """Print the path of an experiment, or of each one that matches a filter, for xargs."""
-    if options.filter and not options.id:
+    if options.filter:
+        options.directory = options.id
         directory = _get_directory(options)
         rows, _, _ = _load_rows(directory, _choose_groups([options.filter]), 0)
         rows = _filter_rows(rows, _find_columns(rows), options.filter) if rows else []
@@ -6277,7 +6279,8 @@ _COMMANDS: "Dict[str, Any]" = {
     "diff": (_diff, "id A one experiment\nsecond B another one"),
     "path": (
         _path,
-        "id ID the experiment\n--filter EXPRESSION instead of an ID: all experiments for which it is true",
+        "id ID the experiment; with --filter the directory"
+        "\n--filter EXPRESSION all experiments for which it is true",
     ),
     "describe": (_change_description, "id ID the experiment\ntext TEXT its new description"),
     "run": (_run, None),

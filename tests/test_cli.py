@@ -253,7 +253,8 @@ def test_export(run, directory, ending):
         (["show", ""], "Name an experiment"),
         (["show", "--job", ""], "Name an experiment"),
         (["path", ""], "Name an experiment"),
-        (["path", "1", "--filter", "args.lr > 5"], "Name an experiment"),
+        (["path", "", "--filter", ""], "Name an experiment"),
+        (["path", "1", "--filter", "args.lr > 5"], "1 can't be listed"),
         (["experiments", "--over", "seed"], "no column 'seed': did you mean args.seed"),
         (["path", "1", "--experiments-directory", "missing"], "missing"),
         (["experiments", "--nonsense"], "--nonsense"),
@@ -777,6 +778,7 @@ def test_paths_of_all_that_match_a_filter(run, directory):
     code, out, _ = run("path", "--filter", "args.lr < 0.05")
     assert (code, out.split()) == (0, [str(directory / "2"), str(directory / "3")])
     assert run("path", "--filter", "args.lr > 5")[:2] == (1, "")
+    assert run("path", str(directory), "--filter", "args.lr < 0.05")[:2] == (code, out)
 
 
 def test_a_description_is_changed_afterwards_and_not_while_it_runs(run, directory):

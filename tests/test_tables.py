@@ -381,6 +381,15 @@ def test_numbers_are_never_cut():
     assert [line.split() for line in lines[2:4]] == [["1", "1234.5"], ["1", "1.2346e-06"]]
 
 
+def test_times_are_never_cut():
+    row = {"header.expid": "1", "header.start_time": "11-23 09:58", "summary.b": 5}
+    row.update({f"args.{name}": name * 30 for name in "ab"})
+    row.update({"summary." + name * 30: 5 for name in "abc"})
+    shown = [meticulous._format_table([row], list(row), width)[2] for width in range(20, 220)]
+    assert all("11-2" not in line or "11-23 09:58" in line for line in shown)
+    assert "11-23 09:58" not in shown[0] and "11-23 09:58" in shown[-1]
+
+
 def test_the_titles_are_repeated_below_a_long_table_on_a_terminal():
     rows = [{"header.expid": str(n), "args.lr": n} for n in range(41)]
     lines = meticulous._format_table(rows, list(rows[0]), 80)
