@@ -58,7 +58,7 @@ order of its data; each chapter uses only names from the chapters above it:
         Text                 format single values
         Cause                find what ended a run
         Records on disk      read the folders of experiments
-        Queries              filter, group, sort and compare rows
+        Queries              filter, group, sort and compare rows; find one experiment
         Tables               format rows as CSV, JSON, Markdown, LaTeX and text
     IV Use
         Run                  record any command
@@ -4308,7 +4308,7 @@ def _find_directory(project_directory):
 
 
 # === Queries ==================================================================
-# Filter, group, sort and compare rows.
+# Filter, group, sort and compare rows, and find the one experiment that is meant.
 
 _COMPARED = r"args\.|summary\.|metadata\.githead|header\.(status|duration)"
 
@@ -4689,6 +4689,34 @@ def _operate(kind, left, right):
     except ArithmeticError:
         return None
     return None if _is_missing(result) else result
+
+
+class _NothingFound(QueryException):
+    """What was asked for is not there, which has an exit code of its own."""
+
+
+def _get_directory(options):
+    directory = getattr(options, "directory", "") or options.experiments_directory
+    return directory or _find_directory(options.project_directory)
+
+
+def _find_reader(options, text):
+    """Return the reader of the one experiment that an ID, a path or a job means."""
+    job = getattr(options, "job", "")
+    if bool(text) == bool(job):  # an empty one is an unset variable
+        raise QueryException("Name an experiment, by its ID or its path; for `show` by --job JOB too.")
+    if os.path.dirname(text) and os.path.exists(os.path.join(text, "STATUS")):
+        return ExperimentReader(os.path.abspath(text))
+    directory = _get_directory(options)
+    experiments = Experiments(experiments_directory=directory)
+    readers = experiments.find(text) if text else experiments.find_job(job)
+    what = repr(text) if text else f"of job {job}"
+    if not readers:
+        raise _NothingFound(f"There is no experiment {what} in {directory}.")
+    if len(readers) > 1:
+        shown = ", ".join(reader.expid for reader in readers[:8]) + (", ..." if len(readers) > 8 else "")
+        raise QueryException(f"{text or job!r} may be any of {len(readers)} experiments: {shown}.")
+    return readers[0]
 
 
 # === Tables ===================================================================
@@ -5342,7 +5370,10 @@ def _freeze(options):
         _remove_copies(directory)
         return 0
     if options.commit:
-        metadata = _load_mapping(os.path.join(directory, options.commit, "metadata.json"))
+        folder = (
+            options.commit if os.path.dirname(options.commit) else os.path.join(directory, options.commit)
+        )
+        metadata = _load_mapping(os.path.join(folder, "metadata.json"))
         sha = _find_commit(work_tree, metadata.get("githead-sha", options.commit))
     else:
         sha = _prepare_repository(
@@ -5455,11 +5486,12 @@ def _repeat(options):
     rtol = options.rtol or "0"
     if not re.fullmatch(r"[0-9]*\.?[0-9]+(e-?[0-9]+)?", rtol, re.IGNORECASE):
         raise QueryException(f"--rtol {rtol!r} is not a number from 0 on.")
+    try:
+        old = _find_reader(options, options.id)
+    except _NothingFound as error:  # whose exit code would mean DIFFERS
+        raise QueryException(str(error)) from None
+    options.experiments_directory = os.path.dirname(old.curexpdir)
     _, work_tree, directory = _find_project(options)
-    readers = Experiments(experiments_directory=directory).find(options.id)
-    if len(readers) != 1:
-        raise QueryException(f"{options.id!r} is not one experiment in {directory}.")
-    old = readers[0]
     copy = _make_copy(work_tree, directory, _find_commit(work_tree, old.sha), options)
     command, place = _prepare_repetition(old, work_tree, directory, copy)
 
@@ -5960,10 +5992,6 @@ Exit code: 0 fine, 1 nothing found, 2 wrong use or error.
 """
 
 
-class _NothingFound(QueryException):
-    """What was asked for is not there, which has an exit code of its own."""
-
-
 def _print(lines):
     text = "".join(line + "\n" for line in lines)
     if _encodable("±", sys.stdout) != "±":
@@ -5975,11 +6003,6 @@ def _print(lines):
 def _answer(options, rows, lines, **more):
     """Print *rows* and *more* as JSON, if that is asked for, or else *lines*."""
     return _print([_format_json(rows, _find_columns(rows), **more)] if options.json else lines)
-
-
-def _get_directory(options):
-    directory = getattr(options, "directory", "") or options.experiments_directory
-    return directory or _find_directory(options.project_directory)
 
 
 def _parse(name, words):
@@ -6013,25 +6036,6 @@ def _parse(name, words):
         parser.add_argument(option, help=text, **kind)
     # The package's options are spelled with underscores.
     return parser.parse_args([re.sub("^--[^=]*", lambda m: m.group().replace("_", "-"), w) for w in words])
-
-
-def _find_reader(options, text):
-    """Return the reader of the one experiment that an ID, a path or a job means."""
-    job = getattr(options, "job", "")
-    if bool(text) == bool(job):  # an empty one is an unset variable
-        raise QueryException("Name an experiment, by its ID or its path; for `show` by --job JOB too.")
-    if os.path.dirname(text) and os.path.exists(os.path.join(text, "STATUS")):
-        return ExperimentReader(os.path.abspath(text))
-    directory = _get_directory(options)
-    experiments = Experiments(experiments_directory=directory)
-    readers = experiments.find(text) if text else experiments.find_job(job)
-    what = repr(text) if text else f"of job {job}"
-    if not readers:
-        raise _NothingFound(f"There is no experiment {what} in {directory}.")
-    if len(readers) > 1:
-        shown = ", ".join(reader.expid for reader in readers[:8]) + (", ..." if len(readers) > 8 else "")
-        raise QueryException(f"{text or job!r} may be any of {len(readers)} experiments: {shown}.")
-    return readers[0]
 
 
 def _path(options):

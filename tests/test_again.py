@@ -143,10 +143,11 @@ def test_copy_below_the_top_is_that_of_the_current_directory(project):
     assert (project.path / "part" / "experiments" / "1" / "summary.json").exists()
 
 
-@pytest.mark.parametrize("name", ["HEAD^", "1", "branch"])
+@pytest.mark.parametrize("name", ["HEAD^", "1", "experiments/1", "branch", "other/branch"])
 def test_commit_or_experiment_can_be_named(project, name):
     sha = head(project)
     project.git("branch", "branch")
+    project.git("branch", "other/branch")
     assert python(project, "train.py").code == 0
     project.write("train.py", "changed")
     project.commit()
@@ -580,6 +581,13 @@ def test_directory_below_the_top(project):
     assert result.code == 0, result
     copy = project.path / "experiments" / ".code" / load(project, 1)["githead-sha"]
     assert load(project, 2)["directory"] == str(copy / "part")
+
+
+def test_path_is_an_id(project):
+    assert python(project, "train.py", "--experiments-directory", "others").code == 0
+    result = command(project, "repeat", "others/1")
+    assert (result.code, result.stdout.split()[0]) == (0, "REPRODUCED"), result
+    assert json.loads((project.path / "others" / "2" / "metadata.json").read_text())["repeats"] == "1"
 
 
 def test_id_zero(project):
