@@ -2006,7 +2006,7 @@ def _find_defaults(parsers, converted):
     for parser in parsers:
         found: "Dict[str, Any]" = {}
         for action in parser._actions:
-            if action.option_strings and action.default is not argparse.SUPPRESS:
+            if action.option_strings and argparse.SUPPRESS not in (action.dest, action.default):
                 # As in parsing, the first of several options with one destination gives the default.
                 found.setdefault(action.dest, converted.get(action, _convert_default(action)))
         positionals = {action.dest for action in parser._actions if not action.option_strings}

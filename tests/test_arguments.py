@@ -181,6 +181,11 @@ def test_suppressed_defaults_are_left_out(parser):
     assert record(parser, "--lr", "1")[:2] == ({"lr": "1"}, {})
 
 
+def test_an_option_without_a_destination_has_no_default(parser):
+    parser.add_argument("--list-models", action="help", dest=argparse.SUPPRESS, default=None)
+    assert record(parser)[:2] == ({}, {})
+
+
 def test_set_defaults_counts(parser):
     parser.add_argument("--lr", default=1)
     parser.set_defaults(lr=2, mode="train")
