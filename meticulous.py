@@ -449,13 +449,19 @@ def _make_directories(path, undo):
 
 def _check_id(experiment_id):
     """Return *experiment_id* as the name of a folder, None if there is none. Raises InvalidIdException."""
-    if experiment_id is None or experiment_id == "":
+    from operator import index
+
+    if experiment_id is None:
         return None
-    if isinstance(experiment_id, bool) or not (
-        isinstance(experiment_id, str) or hasattr(type(experiment_id), "__index__")
-    ):
-        raise InvalidIdException(experiment_id, "it is neither a string nor an integer")
-    name = str(experiment_id)
+    try:
+        if isinstance(experiment_id, bool):
+            raise TypeError
+        # Not by str(), which returns "Color.RED" for a member of some enumerations.
+        name = str.__str__(experiment_id) if isinstance(experiment_id, str) else "%d" % index(experiment_id)
+    except TypeError:
+        raise InvalidIdException(experiment_id, "it is neither a string nor an integer") from None
+    if not name:
+        return None
     if name.startswith((".", "-")):
         raise InvalidIdException(experiment_id, "it begins with '.' or '-'")
     if any(ord(character) < 32 or character in "/\\\x7f" for character in name):

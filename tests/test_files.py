@@ -1,6 +1,7 @@
 """Files are written whole or not at all, and no id is given out twice."""
 
 import contextlib
+import enum
 import os
 import re
 import subprocess
@@ -169,9 +170,23 @@ def test_processes_that_start_together_get_different_contiguous_ids(tmp_path):
     assert sorted(ids) == list(range(1, 161))
 
 
+class Level(enum.IntEnum):
+    HIGH = 3
+
+
+class Name(str, enum.Enum):
+    BASE = "base"
+
+
+class Index:
+    def __index__(self):
+        return 4
+
+
 @pytest.mark.parametrize(
     "given, name",
-    [(None, None), ("", None), (0, "0"), (7, "7"), ("a-b_c.1", "a-b_c.1"), ("é", "é"), ("a b", "a b")],
+    [(None, None), ("", None), (0, "0"), (7, "7"), ("a-b_c.1", "a-b_c.1"), ("é", "é"), ("a b", "a b")]
+    + [(Level.HIGH, "3"), (Name.BASE, "base"), (Index(), "4")],
 )
 def test_good_ids(given, name):
     assert meticulous._check_id(given) == name
@@ -179,7 +194,8 @@ def test_good_ids(given, name):
 
 @pytest.mark.parametrize(
     "given",
-    ["a/b", ".", "..", ".hidden", "a\0b", "a\nb", "x" * 300, "é" * 120, "a\\b", 1.5, True, ["a"], -1, "-1"],
+    ["a/b", ".", "..", ".hidden", "a\0b", "a\nb", "x" * 300, "é" * 120, "a\\b", 1.5, True, ["a"], -1, "-1"]
+    + [memoryview(b"a")],
 )
 def test_bad_ids_are_named_in_the_error(given):
     with pytest.raises(meticulous.InvalidIdException, match="can't be an experiment id") as caught:
