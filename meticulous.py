@@ -3088,7 +3088,7 @@ class _Record:
         """*head* is what _prepare_repository() returned; the times begin here."""
         self._head = head
         self._metrics: "Any" = None
-        self._step = -1
+        self._step: float = -1
         command = _to_json(getattr(sys, "argv", []))
         self.attempt = {"command": command, **_describe_process(), **_read_oom_counter()}
         self._begin()
@@ -3222,13 +3222,17 @@ class _Record:
                 self._open_metrics(path)
             except OSError as error:
                 return _report_fault(self.capture.faults, path, error)
-        self._step = self._step + 1 if step is None else step
         try:
-            line = self._encode({"step": self._step, "time": time.time(), **values, **more})
+            fields = {"step": step, "time": time.time(), **({} if values is None else values), **more}
+            if step is None:
+                step = fields["step"]  # one of the names that were logged
+            fields["step"] = step = self._step + 1 if step is None else _convert(step)
+            if isinstance(step, bool) or not isinstance(step, (int, float)) or step != step:
+                raise ValueError(f"step is {step!r}, not a number")
+            line = self._encode(fields)
         except (TypeError, ValueError, RecursionError) as error:
-            raise InvalidArgsException(
-                f"The metrics of step {self._step} can't be written as JSON: {error}."
-            ) from None
+            raise InvalidArgsException(f"The metrics can't be written as JSON: {error}.") from None
+        self._step = step
         if "N" in line or "I" in line:
             line = re.sub(_NOT_FINITE, _replace_not_finite, line)
         self._metrics.append_line(line.encode("ascii") + b"\n")
@@ -3515,13 +3519,14 @@ class Experiment:
     def log(self, values: "Optional[Mapping[str, Any]]" = None, step: "Any" = None, **more: "Any") -> None:
         """Append a step of the metrics to metrics.jsonl: log({"loss": 0.3}, step=3) or log(step=3, loss=0.3).
 
-        step: a number; one more than the last if left out, from 0. NaN is stored as null. A full disk, or a
-        file that can't be opened, is a warning. Raises InvalidArgsException for what has no form in JSON.
+        step: a number, which may be one of the values; one more than the last if left out, from 0. NaN is
+        stored as null. A full disk, or a file that can't be opened, is a warning.
+        Raises InvalidArgsException for a step that is not a number, and for what has no form in JSON.
         """
         if not self.is_recording:
             return
         with _session.lock:
-            self._record.log(values or {}, step, more)
+            self._record.log(values, step, more)
 
     def open(self, file: "Any", mode: str = "r", *args: "Any", **kwargs: "Any") -> "IO[Any]":
         """Open *file* like the builtin open(), relative paths inside the experiment's folder."""

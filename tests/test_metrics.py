@@ -89,14 +89,38 @@ def test_threads_log_complete_lines(repo):
     assert sorted(row["step"] for row in read_rows(repo.experiment("mine"))) == list(range(800))
 
 
-@pytest.mark.parametrize("values", ["{(1, 2): 3}", "circle"])
-def test_what_json_has_no_form_for_is_an_error_of_ours(repo, values):
+@pytest.mark.parametrize(
+    "values",
+    [
+        "{(1, 2): 3}",
+        "circle",
+        "Ambiguous()",
+        "step='7'",
+        "step=[1]",
+        "step=True",
+        "step=math.nan",
+        "{'step': 'x'}",
+    ],
+)
+def test_what_json_has_no_form_for_is_an_error_of_ours_and_no_step(repo, values):
     source = START + (
         "circle = {}\ncircle['circle'] = circle\n"
+        "class Ambiguous:\n    def __bool__(self): raise ValueError('as an array of numpy')\n"
         f"try:\n    experiment.log({values})\nexcept Exception as error:\n    print(type(error).__name__)\n"
+        "experiment.log(loss=1)\n"
     )
     result = repo.run(source)
     assert (result.code, result.stdout) == (0, "InvalidArgsException\n"), result
+    assert [row["step"] for row in read_rows(repo.experiment("mine"))] == [0]
+
+
+def test_a_step_among_the_values_counts(repo):
+    source = START + (
+        "experiment.log({'step': 3, 'loss': 1})\nexperiment.log(loss=1)\n"
+        "experiment.log({'step': 3, 'loss': 1}, step=9)\nexperiment.log({'step': None})\n"
+    )
+    assert repo.run(source).code == 0
+    assert [row["step"] for row in read_rows(repo.experiment("mine"))] == [3, 4, 9, 10]
 
 
 def test_closed_descriptors_are_opened_again_and_new_files_left_alone(repo):
