@@ -297,6 +297,14 @@ def _build_path(directory):
     return os.path.join(directory, _BUILD_PREFIX + _unique_name())
 
 
+def _make_absolute(path):
+    """Return *path* as an absolute one, symbolic links kept."""
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError as error:
+        raise GitException("The current directory was deleted.\nChange to one that is there.") from error
+
+
 def _encodable(text, stream):
     """Escape the characters of *text* that the encoding of *stream* lacks."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
@@ -853,7 +861,8 @@ def _describe_command():
     return {
         "command-line": words,
         "executable": sys.executable,
-        "directory": os.getcwd(),
+        # Of a deleted one Linux still knows the name.
+        "directory": _read_link("/proc/self/cwd") or os.getcwd(),
         "environment": {name: os.environ[name] for name in _COMPARED_VARIABLES if name in os.environ},
         "packages": _list_packages(),
     }
@@ -1309,10 +1318,7 @@ def _find_work_tree(project_directory):
 
     It may be a guess, which costs no process: _prepare_repository has git confirm it.
     """
-    try:
-        given = os.path.abspath(project_directory)
-    except FileNotFoundError as error:
-        raise GitException("The current directory was deleted.\nChange to one that is there.") from error
+    given = _make_absolute(project_directory)
     if not os.path.isdir(given):
         raise GitException(f"There is no directory {given}.\nName another project_directory.")
     # Git's search ends at file systems, at ceilings, and at the HEAD of .git itself and of bare repositories.
@@ -3324,7 +3330,7 @@ def _find_original(directory):
 
     Raises GitException if the original was moved or deleted.
     """
-    path = os.path.abspath(directory)
+    path = _make_absolute(directory)
     for top in _list_parents(path):
         marker = os.path.join(top, ".git", _ORIGINAL)
         if os.path.isfile(marker):

@@ -500,6 +500,17 @@ class TestBadInput:
     def test_a_project_directory_that_is_not_there(self, repo):
         fails(repo, script("project_directory='gone'"), "GitException", str(repo.path / "gone"))
 
+    def test_a_current_directory_that_was_deleted(self, repo, tmp_path):
+        source = "import os, sys\nos.mkdir(sys.argv[1])\nos.chdir(sys.argv[1])\nos.rmdir(sys.argv[1])\n"
+        arguments = f"project_directory={str(repo.path)!r}"
+        result = repo.run(source + script(arguments), tmp_path / "gone")
+        assert result.code == 0, result
+        assert load(repo.experiment(1), "metadata")["directory"].startswith(str(tmp_path / "gone"))
+        repo.write("script.py", source + script())
+        message = "current directory was deleted"
+        result = repo.run(None, tmp_path / "gone")
+        assert result.code == 1 and message in result.stderr and "During" not in result.stderr, result
+
     def test_no_permission_to_write(self, repo):
         if not os.path.isdir("/sys/kernel"):
             pytest.skip("needs Linux's /sys, where not even root can make a directory")
