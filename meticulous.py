@@ -590,7 +590,8 @@ def _check_mapping(name, value):
 
 
 def _convert(value, depth=0):
-    if value is None or isinstance(value, (str, int, float)):
+    # Not isinstance(), which believes proxies and mocks, and asks a proxy for something that may be gone.
+    if value is None or issubclass(type(value), (str, int, float)):
         return value
     if depth == _DEEPEST:
         raise InvalidArgsException(
@@ -678,7 +679,7 @@ def _describe(value):
         if isinstance(value, (set, frozenset)):
             return _describe_set(value)
         if hasattr(kind, "isoformat"):
-            return value.isoformat()
+            return str(value.isoformat())
         if callable(value) and hasattr(value, "__qualname__"):
             # Functions, methods and classes.
             is_builtin = value.__module__ in (None, "builtins")
@@ -693,7 +694,7 @@ def _describe(value):
 def _describe_set(values):
     """Return a set's repr, numbers and strings in order: the order of hashes changes with each run."""
     parts = [item if isinstance(item, (int, float)) else repr(item) for item in _to_json(list(values))]
-    parts.sort(key=lambda part: (isinstance(part, str), part))
+    parts.sort(key=lambda part: (isinstance(part, str), part != part, part))  # NaN after the other numbers
     return "{%s}" % ", ".join(map(str, parts)) if parts else "set()"
 
 

@@ -89,6 +89,28 @@ class Settings:
     later: int = dataclasses.field(init=False, repr=False)
 
 
+class Lost:
+    """As a proxy of werkzeug or weakref whose object is gone."""
+
+    @property
+    def __class__(self):
+        raise ReferenceError
+
+
+class Alike:
+    """As a mock with spec=int."""
+
+    __class__ = int
+
+    def __str__(self):
+        return "alike"
+
+
+class Undated:
+    def isoformat(self):
+        return None
+
+
 Point = namedtuple("Point", "x y")
 needs_packages = pytest.mark.skipif(
     not (3, 8) <= sys.version_info < (3, 15), reason="the packages are installed on Python 3.8 to 3.14"
@@ -151,6 +173,9 @@ needs_packages = pytest.mark.skipif(
         (Array([1, [2.5]]), [1, [2.5]]),
         ({Color.RED: 1, Array(2): 3, (1, 2): 4}, {"Color.RED": 1, "2": 3, "(1, 2)": 4}),
         ({Kind.TRAIN, Level.HIGH}, "{3, 'train'}"),
+        ([Lost(), 1], ["<unreadable: ReferenceError>", 1]),
+        (Alike(), "alike"),
+        (Undated(), "None"),
     ],
     ids=repr,
 )
@@ -296,7 +321,8 @@ def test_the_same_text_in_every_run():
     source = (
         "import json, meticulous\n"
         "class Thing: pass\n"
-        "print(json.dumps(meticulous._to_json([{'a', 'b', 'c', 'd'}, Thing(), lambda: 0, {Thing}])))"
+        "numbers = {float('nan'), *map(float, range(2000))}\n"
+        "print(json.dumps(meticulous._to_json([{'a', 'b', 'c', 'd'}, Thing(), lambda: 0, {Thing}, numbers])))"
     )
     texts = {
         subprocess.check_output(
