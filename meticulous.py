@@ -3594,11 +3594,14 @@ class Experiment:
                     return
                 self._ended = True
             # Without the lock, so that the prints of other threads don't wait for the disk.
-            capture = self._record.capture
-            problem = _try(capture.settle if is_exit else capture.close)
-            problem = problem or _try(self._record.write_end, status)
+            capture, write_end = self._record.capture, self._record.write_end
+            problem = _try(capture.settle if is_exit else capture.close) or _try(write_end, status)
+            if (
+                problem is not None and is_exit
+            ):  # the files of the output may be the last descriptors there are
+                problem = _try(capture.close) or _try(write_end, status)
             if is_exit and _session.get_killer():
-                _try(self._record.write_end, _kill_text(_session.get_killer()))
+                _try(write_end, _kill_text(_session.get_killer()))
             _unwatch(self)
             os.environ[_FOLDER_VARIABLE] = (_session.experiments or [self])[-1].curexpdir
         # The warning of the output is enough, as long as STATUS tells of the end.

@@ -909,6 +909,26 @@ sys.exit(3)
         assert (repo.experiment(1) / "STATUS").read_text() in ("RUNNING", "ERROR\nsys.exit(3)")
         assert [name for name in read(repo.experiment(1)) if name.endswith(".tmp")] == []
 
+    @pytest.mark.parametrize(
+        "end, status", [("experiment.finish()", "SUCCESS"), ("", "SUCCESS"), ("1 / 0", "ERROR")]
+    )
+    def test_a_program_that_ends_without_a_free_descriptor(self, repo, end, status):
+        body = """
+import os, resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+leaked = []
+try:
+    while True:
+        leaked.append(os.open(os.devnull, os.O_RDONLY))
+except OSError:
+    pass
+"""
+        result = repo.run(script("", body + end))
+        record = repo.experiment(1)
+        assert (record / "STATUS").read_text().startswith(status), result
+        assert "end-time" in load(record, "metadata")
+        assert "can't be recorded" not in result.stderr
+
     def test_a_deleted_folder_is_a_warning(self, repo):
         body = "import shutil\nprint('a')\nshutil.rmtree(experiment.curexpdir)\nprint('b')"
         result = repo.run(script("", body))
