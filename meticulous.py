@@ -3596,9 +3596,8 @@ class Experiment:
             # Without the lock, so that the prints of other threads don't wait for the disk.
             capture, write_end = self._record.capture, self._record.write_end
             problem = _try(capture.settle if is_exit else capture.close) or _try(write_end, status)
-            if (
-                problem is not None and is_exit
-            ):  # the files of the output may be the last descriptors there are
+            if is_exit and problem is not None:
+                # The files of the output may be the last descriptors that there are.
                 problem = _try(capture.close) or _try(write_end, status)
             if is_exit and _session.get_killer():
                 _try(write_end, _kill_text(_session.get_killer()))
