@@ -2019,7 +2019,9 @@ def _find_defaults(parsers, converted):
     for parser in parsers:
         found: "Dict[str, Any]" = {}
         for action in parser._actions:
-            if action.option_strings and argparse.SUPPRESS not in (action.dest, action.default):
+            # By identity: a default may be an array, which compares its elements.
+            is_left_out = any(part is argparse.SUPPRESS for part in (action.dest, action.default))
+            if action.option_strings and not is_left_out:
                 # As in parsing, the first of several options with one destination gives the default.
                 found.setdefault(action.dest, converted.get(action, _convert_default(action)))
         positionals = {action.dest for action in parser._actions if not action.option_strings}
