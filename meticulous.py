@@ -809,8 +809,8 @@ def _count_oom_kills(attempt):
     """Return how many processes of our cgroup the kernel killed since *attempt* began; None if unknown."""
     now = {**_describe_process(), **_read_oom_counter()}
     is_here = _agree(now, attempt, "host", "boot", "pid-namespace", "slurm-restart-count", "oom-counter")
-    if "oom-counter" in now and is_here:
-        return now["oom-kills"] - attempt["oom-kills"]
+    if "oom-counter" in now and is_here and isinstance(attempt.get("oom-kills"), int):
+        return max(0, now["oom-kills"] - attempt["oom-kills"])  # the group may have been made anew
     return None
 
 
@@ -990,18 +990,31 @@ class _Scheduler:
         return True if state in ("RUNNING", "SUSPENDED") else None
 
 
+def _run_slurm(timeout_s, command):
+    """Return what a command of Slurm prints; its times are seconds since the epoch."""
+    from subprocess import DEVNULL, check_call
+    from tempfile import TemporaryFile
+
+    # These variables are defaults for options, which hide jobs or ask other clusters.
+    foreign = ("SQUEUE_", "SLURM_CLUSTERS")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    environment["SLURM_TIME_FORMAT"] = "%s"
+    # Not a pipe: after a timeout Python 3.6 waits for all that hold it, such as the children of a wrapper.
+    with TemporaryFile() as file:
+        check_call(command, env=environment, stdin=DEVNULL, stdout=file, stderr=DEVNULL, timeout=timeout_s)
+        file.seek(0)
+        return file.read().decode("utf-8", "replace")
+
+
 def _ask_slurm():
     """Return the cluster's name, {job id: (state, restarts)} of this user's jobs, and the ids of their steps.
 
     ("", {}, []) if Slurm does not answer.
     """
     from functools import partial
-    from subprocess import DEVNULL, SubprocessError, TimeoutExpired, check_output
+    from subprocess import SubprocessError, TimeoutExpired
 
-    # These variables are defaults for options, which hide jobs or ask other clusters.
-    foreign = ("SQUEUE_", "SLURM_CLUSTERS")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-    ask = partial(check_output, env=environment, stderr=DEVNULL, timeout=_SLURM_TIMEOUT_S, errors="replace")
+    ask = partial(_run_slurm, _SLURM_TIMEOUT_S)
     # --all: also the jobs in partitions that are hidden from this user.
     squeue = ["squeue", "--noheader", "--all", f"--user={os.getuid()}"]
     try:
@@ -3741,72 +3754,89 @@ class _JobHistory(_Scheduler):
 def _list_ends():
     """Return {command of Slurm: [(job or step, end, state, start, cluster)]}, for this user's jobs.
 
-    Times are seconds since the epoch, as texts. squeue knows what `scontrol show job` knows, until minutes
+    Times are seconds since the epoch, as strings. squeue knows what `scontrol show job` knows, until minutes
     after the end, and can leave out the jobs of others.
     """
-    from subprocess import DEVNULL, SubprocessError, check_output
+    from subprocess import SubprocessError
 
-    environment = dict(os.environ, SLURM_TIME_FORMAT="%s")
     commands = (
         "squeue --all --states=all --Format=jobid:|,endtime:|,state:|,starttime:|,cluster:|",
         "sacct --parsable2 --duplicates --allclusters --starttime=now-30days"
         " --format=JobIDRaw,End,State,Start,Cluster",
     )
     # Whatever ends a job, its steps are called cancelled. A job that is preempted at once has no start.
-    row = r"(?m)^(\d+|[\w.]+(?=\|\d+\|OUT_OF_ME))\|(\d+)\|(\w+)[^|\n]*\|(\d*)[^|\n]*\|([^|\n]*)"
+    row = r"(?m)^(\d+|[\w.]+(?=\|\d+\|OUT_OF_ME))\|(\d{1,12})\|(\w+)[^|\n]*\|(\d{,12})[^|\n]*\|([^|\n]*)"
     ends = {}
     for command in commands:
         words = [*command.split(), f"--user={os.getuid()}"]
         try:
-            answer = check_output(words, env=environment, stderr=DEVNULL, timeout=_ANSWER_S, errors="replace")
+            ends[words[0]] = sorted(re.findall(row, _run_slurm(_ANSWER_S, words)))
         except (OSError, SubprocessError):
-            continue
-        ends[words[0]] = sorted(re.findall(row, answer))
+            pass
     return ends
 
 
-def _list_logs(directory):
-    """Return {id: (path of the job's log, job, how often it was started again, size of the log then)}."""
-    logs = {}
-    for name in os.listdir(directory):
-        try:
-            place = _load_mapping(os.path.join(directory, name, "metadata.json"))["place"]
-            numbers = [int(place.get(key, 0)) for key in ("slurm-job-id", "slurm-restart-count", "log-size")]
-            logs[name] = (os.fspath(place["log-file"]), *numbers)
-        except (ArithmeticError, AttributeError, KeyError, MeticulousException, TypeError, ValueError):
-            pass  # not in a job with a log
-    return logs
-
-
-def _read_slurm_lines(folder, step, history):
-    """Return [(line, time)] of what Slurm wrote to the job's log about the newest attempt in *folder*."""
-    directory, name = os.path.split(os.path.abspath(folder))
-    logs = history.recall(_list_logs, directory)
-    path, job, restarts, begin = logs.get(name, ("", 0, 0, 0))
-    # Slurm empties the log for a later start of the job, or appends to it, as the site and the job say.
-    later = [size for *log, count, size in logs.values() if log == [path, job] and count > restarts]
+def _list_runs(directory):
+    """Return {id: (path of its log, job, restarts of the job, size of the log then, start, local start)}."""
+    runs = {}
     try:
+        names = os.listdir(directory)
+    except OSError:
+        names = []
+    for name in names:
+        try:
+            metadata = _load_mapping(os.path.join(directory, name, "metadata.json"))
+            attempt, place = _get_attempts(metadata)[-1], metadata["place"]
+            numbers = [int(place.get(key, 0)) for key in ("slurm-job-id", "slurm-restart-count", "log-size")]
+            start = float(attempt["start-epoch"]), str(attempt["start-time"])
+            runs[name] = (os.fspath(place.get("log-file", "")), *numbers, *start)
+        except (ArithmeticError, AttributeError, LookupError, MeticulousException, TypeError, ValueError):
+            pass  # odd metadata
+    return runs
+
+
+def _read_slurm_lines(name, step, runs):
+    """Return [(line, time)] of what Slurm wrote to the job's log about the newest attempt of run *name*."""
+    try:
+        path, job, restarts, begin = runs[name][:4]
+        # Slurm empties the log for a later start of the job, or appends to it, as the site and the job say.
+        later = [run[3] for run in runs.values() if run[:2] == (path, job) and run[2] > restarts]
         with open(os.open(path, _READ_FLAGS), "rb") as file:
             end = min([file.seek(0, os.SEEK_END), *later])
             file.seek(max(0, min(begin, end), end - _BLOCK))
             text = file.read(end - file.tell()).decode("utf-8", "replace")
-    except (OSError, ValueError):  # a path with odd characters
+    except (LookupError, OSError, ValueError):  # no log, or a path with odd characters
         return []
-    step = re.escape(str(step))
-    line = rf"(?im)^((?:\d+: )?(?:slurmstepd|srun)\b.*[ =]{job}(?:\.{step})?\b(?!\.\w).*?(?: AT (\S+).*)?)$"
-    return re.findall(line, text)
+    # The end of a progress bar may be before it in the line, but not words of the program about it.
+    sender = r"(?:^(?:\d+: )?|(?<=[\r\w.%|)\]]))(?:slurmstepd|srun)[^\s:]*: error: (?:Detected \d+ )?"
+    place = rf"[^\d\n]*\b{job}(?:\.{re.escape(str(step))})?\b(?!\.\w)"
+    return re.findall(rf"(?im)({sender}{place}.*?(?: AT (\S+).*)?)$", text)
+
+
+def _find_limit(folder, attempt, runs):
+    """Return the latest time, local and since the epoch, of what can have ended *attempt* in *folder*."""
+    end_time, seconds = attempt.get("end-time"), attempt.get("duration-seconds")
+    if end_time:
+        # What Slurm did long after the end is not its cause.
+        end = attempt["start-epoch"] + seconds if _is_number(seconds) else _parse_time(end_time) or 0
+        return str(end_time), end + _KILL_WAIT_S
+    # Nor is what it did to the next run in the same job, unless both ran at once.
+    job, silence = attempt["slurm-job-id"], _last_sign_of_life(folder) or float("inf")
+    later = [(local, start) for _, of, _, _, start, local in runs if of == job and start > silence]
+    return min(later, key=lambda times: times[1], default=("9", float("inf")))
 
 
 def _list_evidence(folder, attempt, kills, history):
     """Yield (source, what it says) of what ended the newest *attempt* in *folder*, the earliest first."""
     job, start = attempt.get("slurm-job-id"), attempt.get("start-epoch")
     if job and _is_number(start) and not _WINDOWS:
-        step, end_time = attempt.get("slurm-step-id", "batch"), str(attempt.get("end-time", "9"))
-        for line, at in _read_slurm_lines(folder, step, history):
-            if at <= end_time:  # both are local times of the node
+        step, start_time = attempt.get("slurm-step-id", "batch"), str(attempt.get("start-time", ""))[:19]
+        directory, name = os.path.split(os.path.abspath(folder))
+        runs = history.recall(_list_runs, directory)
+        end_time, latest = _find_limit(folder, attempt, runs.values())
+        for line, at in _read_slurm_lines(name, step, runs):
+            if not at or start_time <= at <= end_time:  # all are local times of the node
                 yield "job log", line
-        # What Slurm did long after the end is not its cause.
-        latest = (_parse_time(end_time) or float("inf")) + _KILL_WAIT_S
         for command, rows in history.recall(_list_ends).items():
             for name, end, state, begin, cluster in rows:
                 is_ours = name in (str(job), f"{job}.{step}") and cluster == attempt.get("slurm-cluster-name")
@@ -3825,6 +3855,7 @@ def _find_cause(folder, outcome, metadata, history):
     status, message = outcome
     usage, attempt, is_dead = metadata.get("usage"), (_get_attempts(metadata) or [{}])[-1], status == "DEAD"
     kills = usage.get("oom-kills") if isinstance(usage, dict) else is_dead and _count_oom_kills(attempt)
+    kills = kills if _is_number(kills) else 0
     # Shells and srun return 128 and the number of the signal. Slurm sends these two.
     by_signal = re.match(r"killed by (SIG(?:TERM|KILL))?|exit code 1(37|43)$", message)
     if is_dead or (by_signal and by_signal.lastindex):

@@ -49,6 +49,13 @@ LOGS = [
     (LIMIT.replace("1234", "12345"), "unknown"),
     (f"slurmstepd: error: *** STEP 1234.7 ON n1 {AT} DUE TO TIME LIMIT ***", "unknown"),
     ("epoch 3: Detected 1 oom_kill event of job 1234, CANCELLED", "unknown"),
+    # After a progress bar, which has no newline.
+    (f"\r 50%|####     | 5/10 [00:10<00:10]{LIMIT}", "time-limit"),
+    # What the program writes about another job, about an earlier start, or in its own words.
+    (LIMIT.replace("1234", "99") + " as seen by job 1234", "unknown"),
+    (LIMIT.replace("2099", "2001"), "unknown"),
+    (f"the last log ended with: {LIMIT}", "unknown"),
+    ("srun finished sample 1234: TIMEOUT", "unknown"),
 ]
 
 
@@ -195,6 +202,24 @@ def test_line_of_an_earlier_start_of_the_job_is_not_the_cause(repo):
     assert find(repo)[1] == "unknown"
 
 
+def test_line_about_the_next_run_of_the_same_job_is_not_the_cause(repo):
+    """A loop in a batch script: the first run was killed, and the job reached its limit during the second."""
+    log = leave_a_job(repo)
+    with open(str(log), "ab") as output:
+        repo.run(TRAIN, stdout=output, env={"SLURM_JOB_ID": 1234, "SLURM_CLUSTER_NAME": "gone"})
+        output.write(f"{LIMIT}\n".encode())
+    assert find(repo)[:2] == ("DEAD", "unknown")
+
+
+def test_line_about_two_runs_at_once_is_the_cause_of_both(repo):
+    log = leave_a_job(repo)
+    with open(str(log), "ab") as output:
+        repo.run(TRAIN, stdout=output, env={"SLURM_JOB_ID": 1234, "SLURM_CLUSTER_NAME": "gone"})
+        output.write(f"{LIMIT}\n".encode())
+    os.utime(str(repo.experiment(1) / "stdout"))  # the first printed after the second began
+    assert find(repo)[:2] == ("DEAD", "time-limit")
+
+
 @pytest.mark.parametrize("mode", ["ab", "wb"], ids=["append", "truncate"])
 def test_line_of_a_later_start_of_the_job_is_not_the_cause(repo, mode):
     log = leave_a_job(repo)
@@ -241,6 +266,52 @@ def test_slurm_that_does_not_answer_is_asked_once_and_given_up(repo, tmp_path, m
     rows = meticulous.Experiments(experiments_directory=str(repo.path / "experiments")).rows()
     assert [row["header.cause"] for row in rows] == ["unknown", "unknown"]
     assert sorted((tmp_path / "asked").read_text().split()) == ["sacct", "squeue"]
+
+
+def test_child_of_a_wrapper_around_slurm_is_not_waited_for(repo, tmp_path, monkeypatch, slurm):
+    slurm(f"sleep 60 & echo $! >> {tmp_path}/pids\nwait")
+    leave_a_job(repo)
+    monkeypatch.setattr(meticulous, "_ANSWER_S", 1)
+    monkeypatch.setattr(meticulous, "_SLURM_TIMEOUT_S", 1)
+    assert find(repo)[1] == "unknown"
+    pids = (tmp_path / "pids").read_text().split()
+    for pid in pids:
+        os.kill(int(pid), signal.SIGKILL)  # fails if it has ended, because it was waited for
+    assert len(pids) == 2
+
+
+def test_variables_that_hide_jobs_from_squeue_are_not_passed_on(slurm, monkeypatch):
+    monkeypatch.setenv("SQUEUE_PARTITION", "gpu")
+    slurm(f'[ -z "$SQUEUE_PARTITION" ] && echo "7|{END + 9:.0f}|TIMEOUT|1|a"')
+    evidence = meticulous._list_evidence(os.path.abspath("1"), ATTEMPT, None, meticulous._JobHistory())
+    assert list(evidence) == [("squeue", "TIMEOUT"), ("sacct", "TIMEOUT")]
+
+
+@pytest.mark.parametrize("row", ["7|" + "9" * 5000 + "|TIMEOUT|1|a", "7|9|TIMEOUT|" + "1" * 5000 + "|a"])
+def test_numbers_that_are_no_times_are_left_out(slurm, row):
+    slurm(f"echo '{row}'")
+    assert not list(meticulous._list_evidence("1", ATTEMPT, None, meticulous._JobHistory()))
+
+
+def test_directory_that_is_renamed_while_it_is_read(repo):
+    leave_a_job(repo)
+    reader = meticulous.ExperimentReader(str(repo.experiment(1)))
+    assert reader.status == "DEAD"
+    (repo.path / "experiments").rename(repo.path / "old")
+    assert reader.cause == "unknown"
+
+
+@pytest.mark.parametrize("kills", ["x", None, [], 5], ids=str)
+def test_odd_counters_and_a_cgroup_that_was_made_anew_are_no_evidence(tmp_path, monkeypatch, kills):
+    """*kills*: the count at the start, now it is 3."""
+    monkeypatch.setattr(meticulous, "_read_oom_counter", lambda: {"oom-counter": "/c", "oom-kills": 3})
+    attempt = {**meticulous._describe_process(), "oom-counter": "/c", "oom-kills": kills, "process-start": 1}
+    attempt.update({"start-time": START, "start-epoch": 1.0})
+    write_experiment(tmp_path, "1", status="RUNNING", attempts=[attempt])
+    usage = {"oom-kills": None if kills == 5 else kills}
+    write_experiment(tmp_path, "2", status="ERROR\nexit code 137", attempts=[attempt], usage=usage)
+    rows = meticulous.Experiments(experiments_directory=str(tmp_path)).rows()
+    assert [row["header.cause"] for row in rows] == ["unknown", "signal"]
 
 
 END = meticulous._parse_time("2026-01-02T10:00:00")
