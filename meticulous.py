@@ -5959,6 +5959,9 @@ def _make_report(directory, rows, table, columns, over=(), is_log=False):
         if row["header.expid"] not in experiments:
             continue  # deleted since the rows were read
         name, reader = name_row(row), experiments[row["header.expid"]]
+        # As in the table, without asking Slurm again.
+        reader.status = row["header.status"]
+        reader._explanation = row["header.status_message"], row["header.cause"]
         series.setdefault(name, []).append(_read_curves(reader, least, not over))
         links.setdefault(name, f"r{number}")
         reader.metrics = []  # drawn, so the story need not describe them
@@ -6147,6 +6150,7 @@ def _show(options):
 
 def _diff(options):
     readers = [_find_reader(options, text) for text in (options.id, options.second)]
+    readers[1]._scheduler = readers[0]._scheduler  # so that Slurm is asked once
     rows = [_read_row(reader) for reader in readers]
     differences, stat = _list_differences(rows), _diff_commits(readers)
     pairs = [(d["column"], _format_difference(d["values"], d["difference"])) for d in differences]

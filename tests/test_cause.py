@@ -268,6 +268,21 @@ def test_slurm_that_does_not_answer_is_asked_once_and_given_up(repo, tmp_path, m
     assert sorted((tmp_path / "asked").read_text().split()) == ["sacct", "squeue"]
 
 
+@pytest.mark.parametrize("words", [["experiments"], ["report", "-o", "r.html"], ["diff", "1", "2"]], ids=str)
+def test_slurm_is_asked_once_by_each_command(tmp_path, monkeypatch, slurm, words):
+    monkeypatch.chdir(tmp_path)
+    slurm(f'echo "${{0##*/}} $*" >> {tmp_path}/asked\necho "ClusterName = a"')
+    job = {"slurm-job-id": 7, "slurm-cluster-name": "a", "slurmd-nodename": "n", "slurm-job-uid": os.getuid()}
+    attempt = {**PROCESS, **job, "start-time": START, "start-epoch": 1.0}
+    for name in "12":
+        folder = write_experiment(tmp_path / "experiments", name, status="RUNNING", attempts=[attempt])
+        for file in folder.iterdir():
+            os.utime(str(file), (2, 2))
+    assert meticulous.main(words) == 0
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert any("sacct" in line for line in asked) and len(asked) == len(set(asked)) == 5
+
+
 def test_child_of_a_wrapper_around_slurm_is_not_waited_for(repo, tmp_path, monkeypatch, slurm):
     slurm(f"sleep 60 & echo $! >> {tmp_path}/pids\nwait")
     leave_a_job(repo)
