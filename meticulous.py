@@ -4349,10 +4349,7 @@ class Experiments:
 
 def _find_directory(project_directory):
     """Find the directory 'experiments' in *project_directory* or above it, up to the top of the project."""
-    try:
-        start = folder = _find_original(project_directory)
-    except OSError:
-        raise QueryException("The current directory is gone: name that of the experiments.") from None
+    start = folder = _find_original(project_directory)
     while not os.path.isdir(os.path.join(folder, "experiments")):
         if os.path.exists(os.path.join(folder, ".git")) or folder == os.path.dirname(folder):
             raise QueryException(f"There is no directory 'experiments' in {start} or its project: name one.")

@@ -766,7 +766,7 @@ def test_main_writes_into_a_stringio_in_a_thread_from_a_deleted_directory(direct
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
     errors = process.communicate()[1].decode()
     assert process.returncode == 0, errors
-    assert "The current directory is gone" in errors
+    assert "The current directory was deleted" in errors
 
 
 def test_head_takes_the_first_rows(run):
