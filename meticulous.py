@@ -4559,10 +4559,13 @@ def _mean_and_deviation(values):
     """Return the mean and the standard deviation of a sample, None where there are too few values."""
     from statistics import mean, stdev
 
-    try:
-        return mean(values), stdev(values) if len(values) > 1 else None
-    except (ArithmeticError, AssertionError, AttributeError, ValueError):  # by the version of Python
-        return None, None
+    results = []
+    for compute in (mean, stdev):
+        try:
+            results.append(compute(values))
+        except (ArithmeticError, AssertionError, AttributeError, ValueError):  # by the version of Python
+            results.append(None)
+    return results
 
 
 def _list_differences(rows):
@@ -4755,7 +4758,7 @@ def _find_reader(options, text):
     job = getattr(options, "job", "")
     if bool(text) == bool(job):  # an empty one is an unset variable
         raise QueryException("Name an experiment, by its ID or its path; for `show` by --job JOB too.")
-    if os.path.dirname(text) and os.path.exists(os.path.join(text, "STATUS")):
+    if os.path.dirname(text) and any(map(os.path.exists, (text + "/STATUS", text + "/metadata.json"))):
         return ExperimentReader(os.path.abspath(text))
     directory = _get_directory(options)
     experiments = Experiments(experiments_directory=directory)
@@ -4870,7 +4873,7 @@ def _fit_columns(columns, width):
 
     columns: {name: (title, cells, whether they are numbers)}. First come id, status and one argument, then
     results, other arguments and the rest of the header. Where not all results fit, strings and titles are
-    cut; numbers and times never are.
+    cut; times never are, nor numbers of a usual length.
     """
     firsts = ["header.expid", "header.status", "header.expid.count"]
     firsts += [name for name in columns if name.startswith("args.")][:1]
@@ -4887,7 +4890,7 @@ def _fit_columns(columns, width):
         left, sizes = width, {}
         for name in sorted(columns, key=rank):
             title, cell = widths[name]
-            is_cut = not columns[name][2] and name != "header.start_time"
+            is_cut = not columns[name][2] and name != "header.start_time" or cell > _WIDEST_CELLS[0]
             size = max(min(title, most), min(cell, most) if is_cut else cell)
             if not sizes or size <= left:
                 sizes[name] = min(size, width)
@@ -4926,8 +4929,11 @@ def _format_table(rows, columns, width=None, is_flat=False, colors=False, messag
         lines = [re.sub(pattern, color, line, count=1) for line in lines]
     omitted = [_show_controls(column) for column in columns if column not in sizes]
     if omitted:
+        from textwrap import wrap
+
         note = f"Not shown ({len(omitted)}); `| less -S` shows all, --columns some:"
-        lines += [_cut(text, width) for text in (note, ", ".join(omitted))]
+        names = wrap(_cut(", ".join(omitted), 8 * limit), limit, break_on_hyphens=False)
+        lines += [_cut(text, limit) for text in (note, *names)]
     return lines
 
 
@@ -6086,7 +6092,7 @@ def _parse(name, words):
         elif "|" in value:
             kind = {"choices": value.split("|")}
         elif option[0] != "-":
-            kind["nargs"] = "?"
+            kind.update(nargs="?", default=None if option == "text" else "")
         parser.add_argument(option, help=text, **kind)
     # The package's options are spelled with underscores.
     return parser.parse_args([re.sub("^--[^=]*", lambda m: m.group().replace("_", "-"), w) for w in words])
@@ -6115,11 +6121,10 @@ def _change_description(options):
         raise QueryException(
             f"{reader.curexpdir} is still running, and writes its metadata at the end: wait for it."
         )
+    if options.text is None:
+        raise QueryException("Name the new description after the ID; '' takes the old one away.")
     path = os.path.join(reader.curexpdir, "metadata.json")
-    try:
-        _write_file(path, _to_bytes({**_load_mapping(path), "description": options.text}))
-    except OSError as error:
-        raise FolderException(path, f"can't be written: {_explain(error)}.", error.errno) from error
+    _write_file(path, _to_bytes({**_load_mapping(path), "description": options.text}))
     return _FOUND
 
 
@@ -6129,12 +6134,7 @@ def _show(options):
         extension = os.path.splitext(options.export)[1][1:]
         if extension not in ("md", "html"):
             raise QueryException(f"--export {options.export!r}: the extension is .md or .html.")
-        try:
-            _write_file(options.export, _format_story(reader, extension).encode("utf-8", "backslashreplace"))
-        except OSError as error:
-            raise FolderException(
-                options.export, f"can't be written: {_explain(error)}.", error.errno
-            ) from error
+        _write_file(options.export, _format_story(reader, extension).encode("utf-8", "backslashreplace"))
         return _FOUND
     row = _read_row(reader)
     texts = {name.lower(): reader.read_lines(name) for name in ("STATUS", "stdout", "stderr")}
@@ -6253,7 +6253,8 @@ def _arrange(rows, columns, options):
         if over:
             results = [column for column in results if column + ".mean" in columns]
         # Not those that are empty.
-        columns = front + [c for c in results + last if any(row.get(c) not in (None, "") for row in rows)]
+        told = [c for c in results + last if any(row.get(c) not in (None, "") for row in rows)]
+        columns = list(dict.fromkeys(front + told))  # a result may be what groups them
     elif options.args:
         shown = _choose_args(rows, [c for c in columns if c not in keys], options.args)
         others = [c for c in columns if c in keys or not c.startswith(("args.", "default_args."))]
@@ -6380,7 +6381,8 @@ def main(argv: "Optional[Sequence[str]]" = None) -> int:
         _discard_output()
         if isinstance(error, BrokenPipeError):  # `| head` has seen enough
             return _FOUND
-        _warn(f"{_explain(error)}.")
+        where = f"{error.filename} can't be written: " if error.filename else ""
+        _warn(f"{where}{_explain(error)}.")
         return _WRONG
     finally:
         sys.stdout = stdout

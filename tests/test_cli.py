@@ -791,6 +791,43 @@ def test_a_description_is_changed_afterwards_and_not_while_it_runs(run, director
     assert run("describe", "nothing", "text")[0] == 1
 
 
+def test_a_description_is_kept_when_no_new_one_is_named(run, directory):
+    path = directory / "2" / "metadata.json"
+    before = path.read_bytes()
+    code, _, err = run("describe", "2")
+    assert (code, path.read_bytes()) == (2, before) and "Name the new description" in err
+    assert run("describe", "2", "")[0] == 0
+    assert json.loads(path.read_text())["description"] == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["describe", "2", "text"],
+        ["show", "2", "--export", "nowhere/story.md"],
+        ["report", "experiments", "-o", "nowhere/report.html"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_file_that_can_not_be_used_is_named_in_one_line(run, directory, words):
+    (directory / "2" / "metadata.json").write_text("[]")
+    code, _, err = run(*words)
+    assert code == 2 and err.count("\n") == 1 and not err.endswith("..\n")
+    assert ("metadata.json does not hold" if words[0] == "describe" else words[-1] + " can't be written") in err
+
+
+@pytest.mark.parametrize("name", ["STATUS", "metadata.json", "args.json"])
+def test_a_path_is_an_id_also_where_a_file_is_missing(run, directory, name):
+    (directory / "2" / name).unlink()
+    assert run("path", "experiments/2") == (0, f"{directory / '2'}\n", "")
+    assert name + ": No such file" in run("show", "experiments/2")[1]
+
+
+def test_a_result_that_groups_is_one_column(run, directory):
+    out = run("experiments", "--groupby", "summary.loss", "--export", "-")[1]
+    assert out.split("\n")[0] == "summary.loss,header.expid.count"
+
+
 def test_code_that_is_not_in_the_commit_is_shown_for_good(run, directory):
     code = {"checked": 2, "untracked": ["helper.py"], "ignored": [], "changed": []}
     write_experiment(directory, "odd", code=code)
