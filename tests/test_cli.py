@@ -813,7 +813,9 @@ def test_a_file_that_can_not_be_used_is_named_in_one_line(run, directory, words)
     (directory / "2" / "metadata.json").write_text("[]")
     code, _, err = run(*words)
     assert code == 2 and err.count("\n") == 1 and not err.endswith("..\n")
-    assert ("metadata.json does not hold" if words[0] == "describe" else words[-1] + " can't be written") in err
+    assert (
+        "metadata.json does not hold" if words[0] == "describe" else words[-1] + " can't be written"
+    ) in err
 
 
 @pytest.mark.parametrize("name", ["STATUS", "metadata.json", "args.json"])

@@ -323,7 +323,10 @@ def test_a_table_is_cut_to_the_width_and_says_what_was_cut():
     lines = meticulous._format_table(rows, list(rows[0]), 80)
     note = lines.index("Not shown (42); `| less -S` shows all, --columns some:")
     shown = lines[1].split()
-    assert " ".join(lines[note + 1 :]).split(", ") == [c for c in rows[0] if c.split(".")[1] not in shown[1:]][1:]
+    assert (
+        " ".join(lines[note + 1 :]).split(", ")
+        == [c for c in rows[0] if c.split(".")[1] not in shown[1:]][1:]
+    )
     assert all(len(line) <= 80 for line in lines)
 
 
