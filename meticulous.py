@@ -4890,7 +4890,8 @@ def _fit_columns(columns, width):
         left, sizes = width, {}
         for name in sorted(columns, key=rank):
             title, cell = widths[name]
-            is_cut = not columns[name][2] and name != "header.start_time" or cell > _WIDEST_CELLS[0]
+            is_string = not columns[name][2] and name != "header.start_time"
+            is_cut = is_string or cell > _WIDEST_CELLS[0]
             size = max(min(title, most), min(cell, most) if is_cut else cell)
             if not sizes or size <= left:
                 sizes[name] = min(size, width)
