@@ -355,7 +355,7 @@ def _write_file(path, content):
         _create_file(temporary, content)
         _replace_file(temporary, path)
     except BaseException as error:
-        _remove_file(temporary)
+        _try(os.unlink, temporary)
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror, path) from error
         raise
@@ -370,12 +370,13 @@ def _replace_file(source, target):
     return os.replace(source, target)
 
 
-def _remove_file(path):
-    """Remove the file *path* if it is there."""
+def _try(function, *arguments):
+    """Call *function*; return the exception if it fails."""
     try:
-        os.unlink(path)
-    except OSError:
-        pass
+        function(*arguments)
+        return None
+    except Exception as error:
+        return error
 
 
 def _remove_folder(path):
@@ -400,7 +401,8 @@ def _read_file(path, limit=None):
             os.lseek(descriptor, max(0, os.fstat(descriptor).st_size - limit), os.SEEK_SET)
         content = os.read(descriptor, _BLOCK)
         if len(content) == _BLOCK:
-            content += os.read(descriptor, os.fstat(descriptor).st_size)  # 0 for a device, which has no end
+            # The size of a device, which has no end, is 0.
+            content += os.read(descriptor, limit or os.fstat(descriptor).st_size)
         return content
     finally:
         os.close(descriptor)
@@ -430,14 +432,6 @@ def _load_mapping(path):
     return value
 
 
-def _remove_directory(path):
-    """Remove a directory if it is empty."""
-    try:
-        os.rmdir(path)
-    except OSError:
-        pass
-
-
 def _make_directories(path, undo):
     """Make the directory *path* and its parents; the ExitStack *undo* is to remove those that are new."""
     if os.path.isdir(path):
@@ -452,7 +446,7 @@ def _make_directories(path, undo):
     except OSError as error:
         raise FolderException(path, f"can't be made: {_explain(error)}.", error.errno) from error
     else:
-        undo.callback(_remove_directory, path)
+        undo.callback(_try, os.rmdir, path)
 
 
 def _check_id(experiment_id):
@@ -532,7 +526,7 @@ def _claim_ids(directory, undo, own=""):
             number = largest
             continue
         path = _claim_path(directory, number)
-        undo.callback(_remove_file, path)
+        undo.callback(_try, os.unlink, path)
         # The memory of the largest id that was given out, should this one be given back.
         kept = os.path.basename(_claim_path(directory, largest)), os.fsencode(os.path.basename(own))
         _sweep(os.fsencode(directory), [name for name in hidden if name not in kept], now)
@@ -703,8 +697,8 @@ def _describe_set(values):
 
 _JOB = ("SLURM_CLUSTER_NAME", "SLURM_JOB_ID", "SLURM_JOB_UID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID",
         "SLURMD_NODENAME")  # fmt: skip
-_TASK = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_PROCID", "SLURM_HET_JOB_ID")
-_NODES = ("SLURM_JOB_NAME", "SLURM_JOB_PARTITION", "SLURM_JOB_NODELIST")
+_PLACE = ("SLURM_JOB_NAME", "SLURM_JOB_PARTITION", "SLURM_JOB_NODELIST", "SLURM_ARRAY_JOB_ID",
+          "SLURM_ARRAY_TASK_ID", "SLURM_PROCID", "SLURM_HET_JOB_ID", "SLURM_HET_JOB_OFFSET")  # fmt: skip
 _GPUS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "SLURM_JOB_GPUS")
 _RANKS = (
     ("RANK", "WORLD_SIZE"),  # torchrun, or by hand
@@ -754,7 +748,7 @@ def _read_variables(names):
     for name in names:
         value = os.environ.get(name)
         if value:
-            is_number = value.isdecimal() and name.endswith(("ID", "COUNT"))
+            is_number = value.isdecimal() and name.endswith(("ID", "COUNT", "OFFSET"))
             found[name.lower().replace("_", "-")] = int(value) if is_number else value
     return found
 
@@ -827,7 +821,7 @@ def _describe_place():
         "gpus": next((os.environ[name] for name in _GPUS if name in os.environ), None),
         "log-file": log_file if has_log else None,
         "log-size": os.path.getsize(log_file) if has_log else None,
-        **_read_variables(_JOB + _TASK + _NODES),
+        **_read_variables(_JOB + _PLACE),
     }
     return {key: value for key, value in place.items() if value is not None}
 
@@ -1552,6 +1546,7 @@ def _commit_line(work_tree, head, line, experiments_directory):
             link = os.path.join(directory, "commondir")
             common = os.fsdecode(_read_file(link).strip()) if os.path.exists(link) else ""
             exclude = os.path.join(directory, common, "info", "exclude")
+            os.makedirs(os.path.dirname(exclude), exist_ok=True)  # `git init --template=` makes none
             _append_line(exclude, line)
             _warn(
                 f"added the line {line} to {exclude}, because HEAD must stay: files differ or git is at work."
@@ -1710,8 +1705,8 @@ def _store_work_tree(work_tree, index, files, experiments_directory, digits):
             update(overlooked, *add)
         return _ask_word(["write-tree", "--missing-ok"], work_tree, GIT_INDEX_FILE=copy), overlooked
     finally:
-        _remove_file(copy)  # not _remove_folder, because importing shutil takes longer than all of this
-        _remove_directory(hidden)
+        _try(os.unlink, copy)  # not _remove_folder, because importing shutil takes longer than all of this
+        _try(os.rmdir, hidden)
 
 
 def _take_snapshot(work_tree, head, experiments_directory):
@@ -2592,18 +2587,10 @@ def _list_exits():
     return [(sys, "exit")] + ([(quitter, "__call__")] if quitter else [])
 
 
-def _try(function, *arguments):
-    """Call *function*; return the exception if it fails."""
-    try:
-        function(*arguments)
-        return None
-    except Exception as error:
-        return error
-
-
-def _is_multiprocessing_child():
+def _is_multiprocessing_child(mark="_parent_pid"):
+    """Return whether this is a child of multiprocessing; with "_inheriting", one that imports the script."""
     process = sys.modules.get("multiprocessing.process")
-    return process is not None and process.current_process()._parent_pid is not None
+    return bool(process and getattr(process.current_process(), mark, None))
 
 
 def _list_frames(frame):
@@ -2997,7 +2984,8 @@ def _watch(experiment):
     """Call experiment._end(status, is_exit=True) when this process ends, unless _unwatch() comes first."""
     with _session.lock:
         if not _watches_forks:
-            _watch_forks()
+            if not _WINDOWS:
+                _watch_forks()
             _watches_forks.append(True)
         if _session.hooks is None:
             _session.hooks = _set_hooks()
@@ -3012,12 +3000,6 @@ def _unwatch(experiment):
         if not _session.experiments and _session.hooks is not None:
             hooks, _session.hooks = _session.hooks, None
             hooks.close()
-
-
-def _is_reimported_main():
-    """Return whether this is a child of multiprocessing that imports the parent's main module again."""
-    process = sys.modules.get("multiprocessing.process")
-    return process is not None and getattr(process.current_process(), "_inheriting", False)
 
 
 # === Record ===================================================================
@@ -3157,7 +3139,7 @@ class _Record:
             discard.callback(self.capture.close)
             names = [name] if name else map(str, _claim_ids(directory, discard, hidden))
             if name and re.fullmatch("[0-9]+", name) and _claim_id(directory, int(name)) is not None:
-                discard.callback(_remove_file, _claim_path(directory, int(name)))
+                discard.callback(_try, os.unlink, _claim_path(directory, int(name)))
             # A number may be taken by a folder that somebody made without a claim.
             if not any(self._rename(hidden, os.path.join(directory, each)) for each in names):
                 return False
@@ -3169,7 +3151,7 @@ class _Record:
         self.folder = folder
         if _WINDOWS:  # a folder with open files can't be renamed there, and an empty one is not replaced
             self.capture.close()
-            _remove_directory(folder)
+            _try(os.rmdir, folder)
         try:
             os.rename(hidden, folder)
         except OSError as error:
@@ -3398,7 +3380,7 @@ class Experiment:
         self._ended = True
         if self.norecord:
             return
-        if _is_reimported_main():
+        if _is_multiprocessing_child("_inheriting"):
             # A child of multiprocessing runs the script again, to find its functions.
             self.curexpdir = os.environ.get(_FOLDER_VARIABLE, ".")
             return
@@ -4062,9 +4044,7 @@ class ExperimentReader:
 
     def open(self, file: "Any", mode: str = "r", *args: "Any", **kwargs: "Any") -> "IO[Any]":
         """Open *file* like the builtin open(), relative paths inside the experiment's folder."""
-        import builtins
-
-        return builtins.open(os.path.join(self.curexpdir, file), mode, *args, **kwargs)
+        return open(os.path.join(self.curexpdir, file), mode, *args, **kwargs)
 
     def read_lines(self, name: str) -> "List[str]":
         """Return the lines of a text file of the folder, from its last 64 KB; [] if it can't be read."""
@@ -4360,6 +4340,7 @@ def _find_directory(project_directory):
 # === Queries ==================================================================
 # Filter, group, sort and compare rows, and find the one experiment that is meant.
 
+_SAID = ("description", "repeats")  # of the metadata, what people see in a table
 _COMPARED = r"args\.|summary\.|metadata\.githead|header\.(status|duration)"
 
 
@@ -4375,7 +4356,7 @@ def _read_row(reader, groups=(*_GROUPS[1:], "metrics"), levels=0):
     values["header"]["duration"] = reader.duration
     if "metadata" not in groups:
         # Of the metadata, people see only what was said of a run.
-        for name in ("description", "repeats"):
+        for name in _SAID:
             if reader.metadata.get(name):
                 values["header"][name] = reader.metadata[name]
     points: "List[Dict[str, Any]]" = []
@@ -4780,12 +4761,14 @@ _TITLES = {
     "header.status": "status",
     "header.start_time": "when",
     "header.duration": "took",
+    "header.status_message": "message",
     "header.expid.count": "runs",
 }
 _COLORS = {"SUCCESS": "32", "RUNNING": "36", "ERROR": "31", "DEAD": "31", "RUNNING?": "33", "UNKNOWN": "33"}
 _WIDEST_CELLS = (40, 20, 10)  # the narrower ones where otherwise not all results fit
 _LONG_TABLE = 40  # rows: more than a terminal shows at once
 _LONGEST_LINE = 1000
+_RESULTS = ("summary.", "metrics.")
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX.update((c, "\\" + c) for c in "&%$#_{}")
 # A bracket or star at the start of a line is an option of the line break before it.
@@ -4814,11 +4797,12 @@ def _format_json(rows, names, **more):
     return _dump_json({"rows": chosen, **more}, indent=2)
 
 
-def _format_markdown(rows, columns):
-    def escape(text):
-        return re.sub(r"[\\`*_\[\]<>&|~$]", r"\\\g<0>", _show_controls(text))
+def _escape_markdown(text):
+    return re.sub(r"[\\`*_\[\]<>&|~$]", r"\\\g<0>", _show_controls(text))
 
-    head, *lines = _format_lines(rows, columns, escape, "| ", " | ", " |\n")
+
+def _format_markdown(rows, columns):
+    head, *lines = _format_lines(rows, columns, _escape_markdown, "| ", " | ", " |\n")
     return head + "|" + " --- |" * len(columns) + "\n" + "".join(lines)
 
 
@@ -4839,15 +4823,18 @@ def _split_title(column, is_flat):
     return ("", column) if is_flat or not name else ("" if group == "header" else group, name)
 
 
+def _format_cell(column, value):
+    # Results are measured, arguments are chosen: only the former are rounded.
+    return _format_value(value, 5 if column.startswith(_RESULTS) else 15)
+
+
 def _format_cells(rows, column):
     """Return the cells of a column, and whether they are numbers, whose points are aligned."""
     texts = values = [row.get(column) for row in rows]
     kinds = set(map(type, values))
     # Looked at all at once, because ten thousand strings that need nothing are the usual case.
     if kinds != {str} or not "".join(values).isprintable():
-        # Results are measured, arguments are chosen: only the former are rounded.
-        digits = 5 if column.startswith(("summary.", "metrics.")) else 15
-        texts = [_show_controls(_format_value(value, digits)[:_LONGEST_LINE]) for value in values]
+        texts = [_show_controls(_format_cell(column, value)[:_LONGEST_LINE]) for value in values]
     texts = [text[:_LONGEST_LINE] for text in texts]
     mean = column + ".mean"  # of groups
     is_numeric = (
@@ -4964,6 +4951,12 @@ def _format_difference(values, difference):
     return f"{first} -> {second}" + ("" if difference is None else "  (%+.6g)" % difference)
 
 
+def _read_texts(reader, lines):
+    """Return STATUS, and the last *lines* of stdout and stderr, as lists of lines."""
+    texts = {name: reader.read_lines(name)[-lines:] for name in ("stdout", "stderr")}
+    return {"status": reader.read_lines("STATUS"), **texts}
+
+
 def _format_experiment(reader, row, texts):
     """Yield the lines that `show` prints; *texts* are the lines of STATUS, stdout and stderr."""
     folder, took = os.path.abspath(reader.curexpdir), _format_duration(reader.duration) or "unknown"
@@ -5031,6 +5024,16 @@ def _take_group(row, group):
             if column == "metadata.packages" and isinstance(value, str):
                 value = f"{len(value.splitlines())} (--json lists them)"
             yield f"{star} {column[len(group) + 1 :]}", _format_value(value) + default
+
+
+def _print(options, lines, rows=(), names=None, **more):
+    """Print as JSON *rows*, of them the columns *names* (default: all), and *more*; or else *lines*."""
+    if options.json:
+        lines = [_format_json(rows, names or _find_columns(rows), **more)]
+    text = "".join(line + "\n" for line in lines)
+    if _encodable("±", sys.stdout) != "±":
+        text = text.replace("±", "+-")
+    sys.stdout.write(_encodable(text, sys.stdout))
 
 
 # === Run ======================================================================
@@ -5412,10 +5415,11 @@ def _make_copy(work_tree, directory, sha, options):
 def _remove_copies(directory):
     """Remove the copies that no living run uses."""
     readers = Experiments(experiments_directory=directory)
-    used = [f"{r.metadata.get('directory')}{os.sep}" for r in readers if r.status.startswith("RUNNING")]
+    # By the commit, because a run may use a copy without being started in it.
+    used = {reader.sha for reader in readers if reader.status.startswith("RUNNING")}
     copies = os.path.join(os.path.realpath(directory), _COPIES, "")
     for name in os.listdir(copies) if os.path.isdir(copies) else ():
-        if not any(path.startswith(copies + name + os.sep) for path in used):
+        if name.partition("-")[0] not in used:
             hidden = _build_path(directory)
             os.rename(copies + name, hidden)  # so that no other process is given a part of it
             _remove_folder(hidden)
@@ -5575,11 +5579,8 @@ def _repeat(options):
     lines = [f"{verdict}  {old.expid} -> {result}"]
     for title, pairs in (("summary", differences), ("what else differs", changes)):
         lines += _format_pairs(title, pairs.items()) if pairs else []
-    if options.json:
-        rows = [_read_row(reader) for reader in (old, new) if reader]
-        more = {"verdict": verdict, "differences": differences, "changes": changes}
-        lines = [_format_json(rows, _find_columns(rows), **more)]
-    sys.stdout.write(_encodable("\n".join(lines) + "\n", sys.stdout))
+    rows = [_read_row(reader) for reader in (old, new) if reader]
+    _print(options, lines, rows, verdict=verdict, differences=differences, changes=changes)
     return _VERDICTS.index(verdict)
 
 
@@ -5869,10 +5870,7 @@ def _draw_plots(series, is_banded=False, is_log=False):
 
 def _make_cell(value, column):
     """Return the attributes and the content of a table's cell; data-value is what it is sorted by."""
-    if column == "header.duration":
-        text = _format_duration(value)
-    else:
-        text = _format_value(value, 5 if column.startswith(("summary.", "metrics.")) else 15)
+    text = _format_duration(value) if column == "header.duration" else _format_cell(column, value)
     if column == "header.start_time":
         text = text[:16].replace("T", " ")
     if column == "header.status_message":
@@ -5885,7 +5883,7 @@ def _make_table(rows, columns, numbers, links):
     """Return the table; *numbers* of the curves of its rows, and *links* to their stories, may be None."""
     head, body = "", ""
     for column in columns:
-        group, title = _split_title(column.replace("status_message", "message"), False)
+        group, title = _split_title(column, False)
         kind = "number" if any(_is_number(row.get(column)) for row in rows) else ""
         head += f'<th scope="col" class="{kind}"><small>{_escape(group)}</small><br>{_escape(title, 60)}</th>'
     for row, number, link in zip(rows, numbers, links):
@@ -5902,7 +5900,7 @@ def _make_table(rows, columns, numbers, links):
 
 def _list_blocks(reader, row):
     """Return the parts of a run's story, (title, lines): what `show` prints, and the patch."""
-    texts = {name.lower(): reader.read_lines(name)[-20:] for name in ("STATUS", "stdout", "stderr")}
+    texts = _read_texts(reader, 20)
     # All that was recorded is indented or escaped, so that an empty line is always ours.
     blocks = [block.split("\n") for block in "\n".join(_format_experiment(reader, row, texts)).split("\n\n")]
     patch = _read_text(os.path.join(reader.curexpdir, "snapshot.patch")) or ""
@@ -5992,9 +5990,8 @@ def _format_story(reader, extension):
         return _make_page(title, plots + _make_story(blocks))
     text = ""
     for name, lines in [("# " + title, []), *blocks]:
-        name = re.sub(r"[\\`*_\[\]<>&]", r"\\\g<0>", _show_controls(name))
         # Indented lines are code, whatever they hold.
-        text += "## " * bool(lines) + f"{name}\n\n"
+        text += "## " * bool(lines) + f"{_escape_markdown(name)}\n\n"
         text += "".join(f"    {_show_controls(line)}\n" for line in lines) + "\n"
     return text
 
@@ -6003,7 +6000,6 @@ def _format_story(reader, extension):
 # List, show and compare experiments.
 
 _FOUND, _NOTHING_FOUND, _WRONG = 0, 1, 2
-_TAIL_LINES = 10
 _FRONT = ["header.expid", "header.status", "header.start_time", "header.duration"]
 _FORMATS: "Dict[str, Any]" = {
     "csv": _format_csv,
@@ -6013,12 +6009,14 @@ _FORMATS: "Dict[str, Any]" = {
     "pd": None,
 }
 # Options and operands of commands: name, value and help. N is a number, three dots mean one value or more.
-_COMMON = """
+_JSON = """
 --json                   -           print JSON: {"rows": [{"args.lr": 0.1, ...}], ...}
+"""
+_COMMON = """
 --project-directory      DIR         look for 'experiments' from here upwards
 --experiments-directory  DIR         where the experiments are
 """
-_LISTING = """
+_LISTING = f"""{_JSON}
 directory                DIRECTORY   where the experiments are; default: the project's 'experiments'
 --filter                 EXPRESSION  only rows where it is true: 'args.lr < 1 and args.seed == 3'
 --groupby                COLUMN...   a row for each value: mean, std, count
@@ -6051,19 +6049,6 @@ latest; what has a slash in it is the path of an experiment's folder.
 Columns are named header.status, args.lr, summary.loss; see --list-columns.
 Exit code: 0 fine, 1 nothing found, 2 wrong use or error.
 """
-
-
-def _print(lines):
-    text = "".join(line + "\n" for line in lines)
-    if _encodable("±", sys.stdout) != "±":
-        text = text.replace("±", "+-")
-    sys.stdout.write(_encodable(text, sys.stdout))
-    return _FOUND
-
-
-def _answer(options, rows, lines, **more):
-    """Print *rows* and *more* as JSON, if that is asked for, or else *lines*."""
-    return _print([_format_json(rows, _find_columns(rows), **more)] if options.json else lines)
 
 
 def _parse(name, words):
@@ -6111,7 +6096,7 @@ def _path(options):
         directory, name = os.path.split(_find_reader(options, options.id).curexpdir)
         names = [name]
     paths = [os.path.abspath(os.path.join(directory, name)) for name in names]
-    _answer(options, [{"header.expid": name, "path": path} for name, path in zip(names, paths)], paths)
+    _print(options, paths, [{"header.expid": name, "path": path} for name, path in zip(names, paths)])
     return _FOUND if names else _NOTHING_FOUND
 
 
@@ -6138,11 +6123,9 @@ def _show(options):
         _write_file(options.export, _format_story(reader, extension).encode("utf-8", "backslashreplace"))
         return _FOUND
     row = _read_row(reader)
-    texts = {name.lower(): reader.read_lines(name) for name in ("STATUS", "stdout", "stderr")}
-    texts.update((name, texts[name][-_TAIL_LINES:]) for name in ("stdout", "stderr"))
+    texts = _read_texts(reader, 10)
     more = {"problems": _list_problems([reader]), **texts}
-    lines = _format_experiment(reader, row, texts)
-    _print([_format_json([row], row, **more)] if options.json else lines)
+    _print(options, _format_experiment(reader, row, texts), [row], **more)
     return _FOUND
 
 
@@ -6161,7 +6144,8 @@ def _diff(options):
     if changed != ["-", "-"]:
         lines += ["", *_format_pairs("packages", zip(names, changed))]
     more = {"differences": differences, "stat": stat, "packages": changed}
-    return _answer(options, rows, lines, **more, problems=_list_problems(readers))
+    _print(options, lines, rows, **more, problems=_list_problems(readers))
+    return _FOUND
 
 
 def _describe_version():
@@ -6174,7 +6158,9 @@ def _list(options):
     from functools import partial
 
     if options.version:
-        return _print([_describe_version()])
+        version = _describe_version()
+        _print(options, [version], version=version)
+        return _FOUND
     export_format = "csv" if options.export == "-" else os.path.splitext(options.export)[1][1:].lower()
     if options.export and export_format not in _FORMATS:
         raise QueryException(f"--export {options.export!r}: the extension is one of .{', .'.join(_FORMATS)}.")
@@ -6204,11 +6190,10 @@ def _list(options):
         for line in notes:
             _warn(line)
     elif options.list_columns:
-        _print([_format_json([], columns, columns=columns)] if options.json else map(_show_controls, columns))
-    elif options.json:
-        _print([_format_json(rows, columns, problems=problems, code=warnings)])
+        _print(options, map(_show_controls, columns), columns=columns)
     else:
-        _print(_format_listing(rows, columns, options) + notes)
+        lines = [] if options.json else _format_listing(rows, columns, options) + notes
+        _print(options, lines, rows, columns, problems=problems, code=warnings)
     return _FOUND if rows else _NOTHING_FOUND
 
 
@@ -6246,11 +6231,9 @@ def _arrange(rows, columns, options):
         front, last = [*keys, "header.expid.count"], []
         if not (keys or over):
             front = _FRONT + _choose_args(rows, columns, options.args)
-            said = [
-                f"{group}.{name}" for group in ("header", "metadata") for name in ("description", "repeats")
-            ]
+            said = [f"{group}.{name}" for group in ("header", "metadata") for name in _SAID]
             last = [*said, "header.status_message"]
-        results = [c for c in columns if c.startswith(("summary.", "metrics."))]
+        results = [c for c in columns if c.startswith(_RESULTS)]
         if over:
             results = [column for column in results if column + ".mean" in columns]
         # Not those that are empty.
@@ -6334,19 +6317,19 @@ _COMMANDS: "Dict[str, Any]" = {
     "report": (_report, _REPORT),
     "show": (
         _show,
-        "id ID the experiment\n--job JOB instead of an ID, a Slurm job: 1234, 1234_7, 1234+1, 1234.0"
+        _JSON + "id ID the experiment\n--job JOB instead of an ID, a Slurm job: 1234, 1234_7, 1234+1, 1234.0"
         "\n--export FILE write its story to FILE.md or FILE.html",
     ),
-    "diff": (_diff, "id A one experiment\nsecond B another one"),
+    "diff": (_diff, _JSON + "id A one experiment\nsecond B another one"),
     "path": (
         _path,
-        "id ID the experiment; with --filter the directory"
+        _JSON + "id ID the experiment; with --filter the directory"
         "\n--filter EXPRESSION all experiments for which it is true",
     ),
     "describe": (_change_description, "id ID the experiment\ntext TEXT its new description"),
     "run": (_run, None),
     "freeze": (_freeze, _FREEZE + _COPY_OPTIONS),
-    "repeat": (_repeat, _REPEAT + _COPY_OPTIONS),
+    "repeat": (_repeat, _JSON + _REPEAT + _COPY_OPTIONS),
 }
 
 

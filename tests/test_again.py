@@ -376,15 +376,17 @@ def test_original_that_is_gone_is_a_clear_error(project, tmp_path, is_deleted):
     assert sorted(os.listdir(str(directory))) == [".code"]
 
 
-def test_remove_keeps_only_the_copy_of_a_living_run(project):
+@pytest.mark.parametrize("is_inside", [True, False], ids=["started in it", "started elsewhere"])
+def test_remove_keeps_only_the_copy_of_a_living_run(project, is_inside):
     old = freeze(project)
     project.write("wait.py", "from meticulous import Experiment\nExperiment()\nprint(flush=True)\ninput()\n")
     project.commit()
     used = freeze(project)
     assert list_copies(project) == sorted([old.name, used.name])
+    words = ["wait.py"] if is_inside else [str(used / "wait.py")]
     script = launch(
-        [sys.executable, "wait.py"],
-        cwd=used, env=project.environment(), stdin=subprocess.PIPE,
+        [sys.executable, *words],
+        cwd=used if is_inside else project.path, env=project.environment(), stdin=subprocess.PIPE,
     )  # fmt: skip
     project.scripts.append(script)
     script.stdout.readline()

@@ -554,6 +554,15 @@ def test_a_path_is_an_id(run, directory, path):
     assert run("diff", path, "1")[1].startswith("12 -> 1\n")
 
 
+def test_the_end_of_a_stream_that_is_larger_than_memory(run, directory):
+    with open(str(directory / "1" / "stdout"), "ab") as file:
+        file.truncate(1 << 40)  # without blocks on the disk
+        file.seek(0, os.SEEK_END)
+        file.write(b"\nthe end\n")
+    code, out, _ = run("show", "1")
+    assert code == 0 and "  the end\n" in out
+
+
 def test_every_command_takes_the_directory_as_an_option(run, directory, monkeypatch):
     listing = run("experiments")[1]
     monkeypatch.chdir("/")

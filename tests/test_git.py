@@ -507,7 +507,10 @@ def assert_excluded(repo):
     assert repo.git("status", "--porcelain") == ""
 
 
-def test_bisect_run_finds_the_commit(repo, history):
+@pytest.mark.parametrize("has_info", [True, False], ids=["usual", "made without a template"])
+def test_bisect_run_finds_the_commit(repo, history, has_info):
+    if not has_info:
+        shutil.rmtree(str(repo.path / ".git" / "info"))
     repo.git("bisect", "start", "HEAD", "HEAD~8")
     assert re.search("first '?bad'? commit", repo.git("bisect", "run", *history))
     assert repo.git("log", "-1", "--format=%s", "refs/bisect/bad").strip() == "Commit 5"

@@ -114,8 +114,10 @@ def test_place_holds_nothing_of_the_environment_that_is_not_on_the_list(monkeypa
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "4")
     monkeypatch.setenv("SLURM_JOB_PARTITION", "0815")
     monkeypatch.setenv("SLURM_JWT", "secret")
+    monkeypatch.setenv("SLURM_HET_JOB_OFFSET", "1")
     place = meticulous._describe_place()
     expected = {"slurm-job-id": 1234, "slurm-array-job-id": 1230, "slurm-array-task-id": 4}
+    expected["slurm-het-job-offset"] = 1
     assert {key: place[key] for key in place if key.startswith("slurm")} == {
         "slurm-job-partition": "0815", **expected
     }  # fmt: skip

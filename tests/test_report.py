@@ -100,6 +100,13 @@ def test_hostile_values_are_text_and_control_characters_are_visible(directory, r
     assert page.text.count("<img src=x onerror=alert(1)>\"'&\\u202eevil\\x1b[31m") >= 8
 
 
+def test_an_argument_named_like_the_message_keeps_its_name(directory, report):
+    write_experiment(directory, 1, args={"my_status_message": 1})
+    write_experiment(directory, 2, args={"my_status_message": 2}, status="ERROR\nreason")
+    text = report().text
+    assert "my_status_message" in text and "message" in text.replace("my_status_message", "")
+
+
 def test_a_hostile_id_is_text(directory, report):
     write_experiment(directory, "<b>&x")
     page = report()
