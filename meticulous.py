@@ -3230,9 +3230,11 @@ class _Record:
             fields = {"step": step, "time": time.time(), **({} if values is None else values), **more}
             if step is None:
                 step = fields["step"]  # one of the names that were logged
-            fields["step"] = step = self._step + 1 if step is None else _convert(step)
-            if isinstance(step, bool) or not isinstance(step, (int, float)) or step != step:
-                raise ValueError(f"step is {step!r}, not a number")
+            if type(step) is not int:
+                step = self._step + 1 if step is None else _convert(step)
+                if isinstance(step, bool) or not isinstance(step, (int, float)) or step != step:
+                    raise ValueError(f"step is {step!r}, not a number")
+            fields["step"] = step
             line = self._encode(fields)
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidArgsException(f"The metrics can't be written as JSON: {error}.") from None
