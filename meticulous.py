@@ -32,10 +32,11 @@ Read, in a shell or in Python:
     python meticulous.py experiments --filter 'args.lr < 0.1' --sort summary.loss
     Experiments(experiments_directory="experiments").rows()
 
-Each run has a folder. Part II writes it and part III reads it; they share nothing else:
+Each run has a folder, which part II writes and part III reads:
 
     experiments/12/
         args.json  default_args.json  metadata.json  summary.json  STATUS  stdout  stderr
+        metrics.jsonl  snapshot.patch
 
 Needs Python 3.6 or newer and, to record, git 1.8.3 or newer. The parts and chapters of this file are in the
 order of its data; each chapter uses only names from the chapters above it:
@@ -68,7 +69,7 @@ order of its data; each chapter uses only names from the chapters above it:
 """
 
 # === Names and errors =========================================================
-# What the file is called, which names are public, and what can go wrong, in words.
+# The version, the public names, and the errors.
 
 import errno
 import os
@@ -132,7 +133,8 @@ class MeticulousException(Exception):
         return super().__str__()
 
     def __str__(self) -> str:
-        if self._parts and len(self.args) != len(self._parts):  # one of the user's own, with any text
+        # The user's code may raise one, too, with any arguments.
+        if self._parts and len(self.args) != len(self._parts):
             return super().__str__()
         # The last line is ours: the remedy. Those above name files and values.
         text, end, remedy = self._message().rpartition("\n")
@@ -387,7 +389,7 @@ def _remove_folder(path):
 
 
 def _to_bytes(value):
-    """Write plain JSON as the package does: indented by four, ASCII."""
+    """Return plain JSON as bytes, as the package writes it: indented by four, ASCII."""
     import json
 
     return json.dumps(value, indent=4).encode("ascii")
@@ -527,14 +529,14 @@ def _claim_ids(directory, undo, own=""):
             continue
         path = _claim_path(directory, number)
         undo.callback(_try, os.unlink, path)
-        # The memory of the largest id that was given out, should this one be given back.
+        # The claim of the largest id stays, because nothing else remembers that id if ours is removed again.
         kept = os.path.basename(_claim_path(directory, largest)), os.fsencode(os.path.basename(own))
         _sweep(os.fsencode(directory), [name for name in hidden if name not in kept], now)
         yield number
 
 
 def _sweep(directory, names, now):
-    """Remove some of the hidden files and folders *names* that are an hour old at *now*, the oldest first.
+    """Remove up to 16 of the hidden files and folders *names* that are an hour old at *now*.
 
     *now* is the time of a file there, because the clock of a file server need not agree with this node's.
     """
@@ -584,7 +586,7 @@ def _check_mapping(name, value):
 
 
 def _convert(value, depth=0):
-    # Not isinstance(), which believes proxies and mocks, and asks a proxy for something that may be gone.
+    # Not isinstance(): it reads __class__, which mocks fake, and a proxy whose object is gone refuses.
     if value is None or issubclass(type(value), (str, int, float)):
         return value
     if depth == _DEEPEST:
@@ -693,7 +695,7 @@ def _describe_set(values):
 
 
 # === Process ==================================================================
-# Who am I, who lives, and who owns an experiment's folder.
+# Describe this process and its job, and determine whether the process that owns a folder still runs.
 
 _JOB = ("SLURM_CLUSTER_NAME", "SLURM_JOB_ID", "SLURM_JOB_UID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID",
         "SLURMD_NODENAME")  # fmt: skip
@@ -856,7 +858,7 @@ def _describe_command():
     return {
         "command-line": words,
         "executable": sys.executable,
-        # Of a deleted one Linux still knows the name.
+        # Linux still knows the name of a deleted directory.
         "directory": _read_link("/proc/self/cwd") or os.getcwd(),
         "environment": {name: os.environ[name] for name in _COMPARED_VARIABLES if name in os.environ},
         "packages": _list_packages(),
@@ -864,7 +866,7 @@ def _describe_command():
 
 
 def _measure_usage():
-    """Return the CPU seconds of this process and its ended children, and the peak memory of one in bytes."""
+    """Return the CPU seconds of this process and its ended children, and the largest peak memory in bytes."""
     try:
         from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
     except ImportError:  # Windows
@@ -1192,7 +1194,7 @@ _session = _Session()
 # === Git ======================================================================
 # Ask git which code runs here, and have it ignore the experiments directory.
 
-# Whom git trusts, where its search upwards ends, where its own programs are, and whose name a commit gets.
+# These say whom git trusts, where its search upwards ends, where its programs are, and who commits.
 # Every other GIT_* is dropped: GIT_DIR, which hooks get, leads elsewhere; GIT_TRACE writes into what we read.
 _KEPT_VARIABLES = (
     "GIT_CONFIG_", "GIT_CEILING_DIRECTORIES", "GIT_DISCOVERY_ACROSS_FILESYSTEM", "GIT_EXEC_PATH",
@@ -1263,7 +1265,7 @@ def _git(arguments, directory, stdin=b"", meanwhile=None, **variables):
 
 
 def _ask_git(arguments, directory, form=b"", *rest, **variables):
-    """Run a git command that must not fail; return its stdout, which the pattern *form* begins."""
+    """Run a git command that must not fail; return its stdout, which begins with a match of *form*."""
     for _ in range(_LOCK_TRIES):
         answer = _git(arguments, directory, *rest, **variables)
         if "File exists" not in answer.reason:
@@ -2252,7 +2254,7 @@ def _open_to_append(path, more_flags=0):
 
 
 def _identify(file):
-    """Return what tells a path's or descriptor's file from others, and if it has a name; None if closed."""
+    """Return device, inode, and whether a name is left, of a path's or descriptor's file; None if closed."""
     try:
         status = os.stat(file)
     except OSError as error:
@@ -2303,7 +2305,7 @@ class _Recorder:
                     self.flush_line(str(text))
             return count
 
-        # Bound, so that it stays as it is as an attribute of a class, as the stream's own methods do.
+        # Bound, so that as an attribute of a class it is not bound again. _find_recorder reads its __self__.
         return write.__get__(self)
 
     def _wrap_write_bytes(self, write_below):
@@ -2389,7 +2391,7 @@ class _Recorder:
     def _set_pace(self, lines):
         """Take *lines* tokens out of the bucket, and determine when the next line is to be written."""
         now = time.monotonic()
-        # Not more for what a flood has left, so that a traceback soon after it finds something saved.
+        # At most half of the bucket, so that a traceback soon after a flood is written at once.
         used = min(lines * _LINE_S, _SAVED_S / 2)
         self.used_until = min(max(self.used_until, now - _SAVED_S) + used, now + _LINE_S)
         self.due = now + _FLOOD_INTERVAL_S if self.used_until > now else 0.0
@@ -2406,7 +2408,7 @@ def _encode_parts(parts):
 
 
 class _StandIn:
-    """Replaces a stream that refuses attributes: all but the methods that are patched is the stream's."""
+    """Replaces a stream that refuses attributes: every attribute but the patched methods comes from it."""
 
     def __init__(self, stream):
         self.replaced = stream
@@ -2640,7 +2642,7 @@ def _is_launcher(frame):
 
 
 def _find_program():
-    """Determine the frame whose end is the program's: the script's module, or None, and who runs it.
+    """Note the frame whose end is the program's, None without one, and whether a launcher or a shell runs it.
 
     A launcher (coverage, pdb, IPython) has a main module of its own, and runs the script inside of it.
     """
@@ -2767,7 +2769,7 @@ def _describe_program_ending():
         return code.asked
     if frame is None:
         return "ERROR\nPython ran inside another program, which does not show how it ended: call finish()."
-    # Python sets it before it calls the excepthook. Others (pytest, IPython) set it too, but to one that
+    # Python sets it before it calls the excepthook. pytest and IPython set it too, but to a traceback that
     # begins where they caught the exception, deeper than the main module.
     tb: "Any" = getattr(sys, "last_traceback", None)
     # A program that embeds Python may run code twice, and an interactive shell goes on after a mistake.
@@ -2789,14 +2791,14 @@ def _describe_ending():
     status = _describe_program_ending()
     if status != "SUCCESS":
         return status
-    # Python flushes them once more, after the hooks, and exits with 120 if that fails.
+    # Python flushes stdout and stderr once more after the hooks, and exits with 120 if that fails.
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         try:
             if not getattr(stream, "closed", stream is None):
                 stream.flush()
         except KeyboardInterrupt:
-            pass  # of a user who does not want to wait for it, which need not mean that it fails
+            pass  # the user did not want to wait; the flush itself may still succeed
         except Exception as error:
             return f"ERROR\nexit code 120: {name} can't be flushed: {error}"
     return status
@@ -2848,10 +2850,10 @@ def _end_all(describe, *arguments):
 
 
 def _die_of(signum, frame):
-    """Record that a signal kills the process, and let it."""
+    """Record that a signal ends the process, then let it end by that signal."""
     import signal
 
-    # Another handler that was set later may call the one before it, which was to do nothing.
+    # A handler that was set after ours may call ours as the one before it, which did nothing then.
     if signal.getsignal(signum) is not _die_of or _session.is_holding(signum):
         return
     _end_all(_kill_text, signum)
@@ -3165,7 +3167,7 @@ class _Record:
     def resume(self, undo):
         """Begin the next attempt in the folder that is there. Raises RunningException."""
         path = os.path.join(self.folder, "metadata.json")
-        last_sign = _last_sign_of_life(self.folder)  # before the claim, which is one of this attempt
+        last_sign = _last_sign_of_life(self.folder)  # before the claim, because claiming writes to the folder
         self.number = _claim_attempt(self.folder, self.attempt)
         self._begin()  # the claim may have waited for the end of another attempt
         undo.callback(_remove_folder, _attempt_path(self.folder, self.number))
@@ -3353,7 +3355,7 @@ class Experiment:
     experiments_directory: where the folders are; relative to *project_directory*, or absolute.
     experiment_id: None for the next number; otherwise the experiment to start, or to resume if it is there.
     description: what the run is for, in words.
-    norecord: touch nothing at all; files are opened in the current directory. So does METICULOUS_NORECORD=1.
+    norecord: touch nothing; open() uses the current directory. METICULOUS_NORECORD=1 does the same.
     allow_dirty: record a snapshot of a work tree with changes; so does METICULOUS_ALLOW_DIRTY=1.
 
     Raises DirtyRepoException, GitException, InvalidIdException, InvalidArgsException, RunningException,
@@ -3539,7 +3541,7 @@ class Experiment:
         if not isinstance(file, int):
             folder = os.fsencode(self.curexpdir) if isinstance(os.fspath(file), bytes) else self.curexpdir
             file = os.path.join(folder, file)
-        return open(file, mode, *args, **kwargs)  # the builtin: a method's name is not a name in here
+        return open(file, mode, *args, **kwargs)  # the builtin: a bare name never means a method
 
     def finish(self, status: str = "SUCCESS") -> None:
         """End the record now: 'SUCCESS', 'ERROR', or 'ERROR' and more lines, the last of them the reason.
@@ -3748,7 +3750,7 @@ def _list_ends():
         "sacct --parsable2 --duplicates --allclusters --starttime=now-30days"
         " --format=JobIDRaw,End,State,Start,Cluster",
     )
-    # Whatever ends a job, its steps are called cancelled. A job that is preempted at once has no start.
+    # Whatever ends a job, sacct calls its steps CANCELLED. A job that is preempted at once has no start.
     row = r"(?m)^(\d+|[\w.]+(?=\|\d+\|OUT_OF_ME))\|(\d{1,12})\|(\w+)[^|\n]*\|(\d{,12})[^|\n]*\|([^|\n]*)"
     ends = {}
     for command in commands:
@@ -4182,7 +4184,7 @@ def _list_folders(directory):
 
 
 def _is_experiment(entry):
-    # Not the files beside the experiments, an exported table say; links that lead nowhere are worth a note.
+    # Files are not experiments (an exported table, for example). Broken links are kept, to be reported.
     try:
         return not entry.is_file() or entry.name.isdigit()
     except OSError:
@@ -4706,7 +4708,7 @@ def _truth(value):
 def _operate(kind, left, right):
     """Compare two values, or calculate with them.
 
-    What is missing equals None, and has no order; the result is None then, and where there is none.
+    A missing value equals None and can't be ordered: the result is None then, and where arithmetic fails.
     """
     import operator
 
@@ -5143,7 +5145,7 @@ def _wait_for_signal():
         signum = signal.sigwait(blocked)
         from_kernel = signal.Signals(signum).name in "SIGCHLD SIGINT SIGQUIT SIGTSTP SIGWINCH"
     # The kernel signals the whole foreground of a terminal, but only the session's leader when it hangs up.
-    # The alarm(2) is the one that we were started with.
+    # SIGALRM is that of an alarm(2) set before we were started.
     is_leader = os.getsid(0) == os.getpid() and signum in (signal.SIGHUP, signal.SIGCONT)
     return signum, not from_kernel or is_leader or signum == signal.SIGALRM
 
@@ -5360,7 +5362,7 @@ def _copy_repository(work_tree, copy, sha):
         "HEAD": sha,
         "objects/info/alternates": os.path.join(inside, "objects"),
         "config": f"{_SHA256 * (len(sha) == 64)}[include]\n\tpath = {config}",
-        "info/exclude": "*",  # what is added is not a change, also to a script that allows them
+        "info/exclude": "*",  # untracked files are not changes, also with allow_dirty
         _ORIGINAL: work_tree,
     }
     os.makedirs(os.path.join(copy, ".git", "refs"))
@@ -5552,7 +5554,7 @@ def _repeat(options):
         raise QueryException(f"--rtol {rtol!r} is not a number from 0 on.")
     try:
         old = _find_reader(options, options.id)
-    except _NothingFound as error:  # whose exit code would mean DIFFERS
+    except _NothingFound as error:  # its exit code, 1, would mean DIFFERS
         raise QueryException(str(error)) from None
     options.experiments_directory = os.path.dirname(old.curexpdir)
     _, work_tree, directory = _find_project(options)
@@ -5713,7 +5715,7 @@ def _can_draw(values, least):
 def _read_curves(reader, least, is_thinned):
     """Return {name: (steps, values, gaps)} of a run's metrics, without what can't be drawn.
 
-    gaps: how many values were left out before each of the others, and at last how many in all.
+    gaps: for each value how many were left out before it; the last entry is their total.
     """
     from itertools import accumulate, chain, compress
     from operator import itemgetter
@@ -5768,7 +5770,7 @@ def _thin(steps, values, gaps):
     for choose in (min, max):
         extremes.update(map(padded.index, map(choose, *columns), range(0, count, size)))
     choose_kept = itemgetter(*sorted(extremes))
-    # A sum is a new number. Drawing is twice as fast if the kept ones are neighbors in memory.
+    # A sum is a new object. Drawing is twice as fast if the kept numbers are neighbors in memory.
     steps, values = ([number + 0 for number in choose_kept(numbers)] for numbers in (steps, values))
     return steps, values, [*choose_kept(gaps), gaps[-1]]
 
@@ -5806,7 +5808,7 @@ def _draw_key(number):
 
 
 def _draw_axes(frame, width, height, x_ticks, y_ticks, y_names):
-    """Yield lines at the ticks, and their names, in tenths of a pixel as all of a plot."""
+    """Yield lines at the ticks, and their names, in tenths of a pixel, like everything in a plot."""
     left, x_scale, top, y_scale = frame
     for tick, name in zip(y_ticks, y_names):
         y = (top - tick) * y_scale
@@ -6049,7 +6051,8 @@ commands (meticulous COMMAND --help describes each):
 An ID is a number, or the unambiguous beginning of another name; -1 is the
 latest; what has a slash in it is the path of an experiment's folder.
 Columns are named header.status, args.lr, summary.loss; see --list-columns.
-Exit code: 0 fine, 1 nothing found, 2 wrong use or error.
+Exit code: 0 fine, 1 nothing found, 2 wrong use or error; of `run` the
+command's; of `repeat` 0 reproduced, 1 differs, 2 failed, 3 no results.
 """
 
 
@@ -6172,7 +6175,7 @@ def _list(options):
     options.is_for_people = not (options.columns or options.json or options.list_columns)
     names = _list_deciding(options)
     groups = _choose_groups(names if options.is_for_people else _GROUPS + ["metrics"])
-    # What decides about other rows has to be read of all; so has what is a column, if columns are named.
+    # What filters, groups or sorts has to be read of all rows; so has every column, if columns are named.
     directory = _get_directory(options)
     opened = levels or _DEEPEST * options.is_for_people
     is_part = (options.head, options.tail) != (None, None)
@@ -6211,7 +6214,7 @@ def _take_part(options, rows):
 
 
 def _arrange(rows, columns, options):
-    """Filter, group, sort and cut *rows*, and choose the columns to show: both."""
+    """Filter, group, sort and cut *rows*, and choose the columns to show; return both."""
     everything = rows
     keys, over = (
         [_resolve_column(rows, columns, c) for c in names] for names in (options.groupby, options.over)
