@@ -25,7 +25,8 @@ if not os.fork():
     {EAT}
 os.wait()
 """
-WAIT = TRAIN + "time.sleep(600)\n"
+# Not one long sleep: Python sleeps on if a signal comes just before the system call.
+WAIT = TRAIN + "while True:\n    time.sleep(1)\n"
 KILLED_ONE = "processes of its cgroup that the kernel killed, out of memory: 1"
 AT = "CANCELLED AT 2099-11-26T15:56:00"
 LIMIT = f"slurmstepd: error: *** JOB 1234 ON n1 {AT} DUE TO TIME LIMIT ***"
