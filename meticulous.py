@@ -2127,7 +2127,7 @@ class _OutputFile:
     def add(self, data, is_last=False):
         """Take bytes to be saved, but hold back a progress bar until it is complete or was long unseen."""
         # Nothing changes before the last lines, so that a signal handler in the middle may add as well.
-        lines, bar, since, has_moved = self._fold(data, is_last)
+        lines, bar, since, has_moved = self._split_bar(data, is_last)
         if b"\r" in lines:
             # What the file already has of this line can't be taken back, so "\r" overwrites it there as well.
             return_first = b"\r" if self.in_line and re.match(_OVERWRITTEN, lines) else b""
@@ -2139,7 +2139,8 @@ class _OutputFile:
         if lines:
             self.in_line = not lines.endswith(b"\n")
 
-    def _fold(self, data, is_last):
+    def _split_bar(self, data, is_last):
+        """Return the lines that are complete, and the new bar, bar_since and has_moved."""
         has_moved = self.has_moved or (b"\x1b[" in data and re.search(_UP, data) is not None)
         if not (self.bar or has_moved or b"\r" in data):
             return data, b"", 0.0, False
@@ -2372,9 +2373,8 @@ class _Recorder:
         data = _encode_parts(parts)
         for file in files:
             file.add(data)
-        del self.pending[
-            : len(parts)
-        ]  # not sooner: a signal handler may end the process in the middle, or raise
+        # Not sooner: a signal handler may end the process before the files have it, or raise.
+        del self.pending[: len(parts)]
         for file in files:
             file.save()
         self._set_pace(max(1, min(len(parts), data.count(b"\n"))))
@@ -2985,9 +2985,8 @@ _watches_forks: "List[bool]" = []
 def _watch(experiment):
     """Call experiment._end(status, is_exit=True) when this process ends, unless _unwatch() comes first."""
     with _session.lock:
-        if not _watches_forks:
-            if not _WINDOWS:
-                _watch_forks()
+        if not (_WINDOWS or _watches_forks):
+            _watch_forks()
             _watches_forks.append(True)
         if _session.hooks is None:
             _session.hooks = _set_hooks()
@@ -5436,10 +5435,8 @@ def _freeze(options):
         _remove_copies(directory)
         return 0
     if options.commit:
-        folder = (
-            options.commit if os.path.dirname(options.commit) else os.path.join(directory, options.commit)
-        )
-        metadata = _load_mapping(os.path.join(folder, "metadata.json"))
+        parent = "" if os.path.dirname(options.commit) else directory  # a path, or an ID
+        metadata = _load_mapping(os.path.join(parent, options.commit, "metadata.json"))
         sha = _find_commit(work_tree, metadata.get("githead-sha", options.commit))
     else:
         sha = _prepare_repository(
@@ -5583,7 +5580,7 @@ def _repeat(options):
     lines = [f"{verdict}  {old.expid} -> {result}"]
     for title, pairs in (("summary", differences), ("what else differs", changes)):
         lines += _format_pairs(title, pairs.items()) if pairs else []
-    rows = [_read_row(reader) for reader in (old, new) if reader]
+    rows = [_read_row(reader) for reader in (old, new) if reader and options.json]
     _print(options, lines, rows, verdict=verdict, differences=differences, changes=changes)
     return _VERDICTS.index(verdict)
 
@@ -5966,8 +5963,8 @@ def _make_report(directory, rows, table, columns, over=(), is_log=False):
             continue  # deleted since the rows were read
         name, reader = name_row(row), experiments[row["header.expid"]]
         # As in the table, without asking Slurm again.
-        reader.status = row["header.status"]
-        reader._explanation = row["header.status_message"], row["header.cause"]
+        for field in ("status", "status_message", "cause"):
+            setattr(reader, field, row["header." + field])
         series.setdefault(name, []).append(_read_curves(reader, least, not over))
         links.setdefault(name, f"r{number}")
         reader.metrics = []  # drawn, so the story need not describe them

@@ -1417,7 +1417,7 @@ def test_finish_in_a_signal_handler_during_a_write_harms_no_file(lab, call, when
 # The same at each line of the code that saves what was printed.
 AT_EACH_LINE = """
     from meticulous import Experiment
-    names = {{"flush", "_save_pending", "_encode_parts", "add", "_fold", "_take", "save"}}
+    names = {{"flush", "_save_pending", "_encode_parts", "add", "_split_bar", "_fold", "save"}}
     def trace(frame, event, argument):
         global line
         if frame.f_code.co_filename != meticulous.__file__ or frame.f_code.co_name not in names:
@@ -1453,9 +1453,8 @@ def test_a_signal_handler_at_any_line_of_a_flush_loses_nothing(lab, end, text):
     ended = lab.run(AT_EACH_LINE.format(end=ENDS[end], text=text), stdout=subprocess.DEVNULL)
     assert (ended.code, ended.err) == (0, b""), ended
     count = len(list(lab.records.parent.glob("line*")))
-    found = [
-        (lab.records.parent / f"line{i}" / "stdout").read_bytes() for i in range(1, count)
-    ]  # the last: no signal
+    # In the last one no signal came.
+    found = [(lab.records.parent / f"line{i}" / "stdout").read_bytes() for i in range(1, count)]
     # Where a handler does not return to the flush it may come just before the end, and the text comes twice.
     get_lines = sorted if end == "return" else lambda lines: sorted(set(lines))
     lost = {
