@@ -1303,6 +1303,8 @@ def _explain_refusal(answer, directory):
         remedy = "Name another project_directory"
     else:
         what, remedy = f"is in a repository that git can't use: {reason}", "Repair it"
+        if re.search("index file (smaller|corrupt)|bad index|null sha1", reason):
+            remedy = "Remove git's file `index` and run `git reset`, which changes no other file"
     return GitException(f"{directory} {what}.\n{remedy}{_OR_NORECORD}.")
 
 
@@ -1670,41 +1672,49 @@ def _may_overlook(index, digits):
     return False
 
 
-def _list_overlooked(work_tree):
+def _list_overlooked(work_tree, index):
     """Return the files of which git is told to overlook changes, but for those that are left out (sparse)."""
-    tags = _ask_git(["ls-files", "-v", "-z"], work_tree).split(b"\0")
+    tags = _ask_git(["ls-files", "-v", "-z"], work_tree, GIT_INDEX_FILE=index).split(b"\0")
     tags = [tag for tag in tags if tag[:1].islower() or tag[:1] == b"S"]
     # Lower case alone is assume-unchanged, S is skip-worktree.
     return [tag[2:] for tag in tags if tag[:1] not in b"sS" or _is_there(os.fsencode(work_tree), tag[2:])]
 
 
 def _store_work_tree(work_tree, index, files, experiments_directory, digits):
-    """Store the work tree, of which *files* differ from the *index*; return the tree and what git overlooked.
+    """Store the work tree, of which *files* differ from HEAD; return the tree and what git overlooked.
 
-    Git works on a copy of the index, in a hidden folder of the *experiments_directory*, which a later start
+    files: by name the two letters of `git status`. Git works on a copy of the *index*, in a hidden folder of the *experiments_directory*, which a later start
     sweeps if this one is killed.
     """
-    times, content = os.stat(index), _read_file(index)
     hidden = _build_path(experiments_directory)
     copy = os.path.join(hidden, "index")
 
     def update(names, *options):
         command = ["update-index", *options, "-z", "--stdin"]
-        _ask_git(command, work_tree, b"", b"\0".join(names), GIT_INDEX_FILE=copy)
+        if names:
+            _ask_git(command, work_tree, b"", b"\0".join(names), GIT_INDEX_FILE=copy)
 
     os.mkdir(hidden)
     try:
-        _create_file(copy, content)
-        # By its time git knows which files may have changed in the same second:
-        # test_edit_of_the_same_size_in_the_same_second.
-        os.utime(copy, ns=(times.st_atime_ns, times.st_mtime_ns))
+        content = b""
+        if os.path.exists(index):  # to git a missing one is empty
+            times, content = os.stat(index), _read_file(index)
+            _create_file(copy, content)
+            # By its time git knows which files may have changed in the same second:
+            # test_edit_of_the_same_size_in_the_same_second.
+            os.utime(copy, ns=(times.st_atime_ns, times.st_mtime_ns))
+        gone, there = [], []
+        for name, code in files.items():
+            # Where a file is gone may be one that is ignored now, or its folder is a symbolic link.
+            is_gone = "D" in code and "U" not in code
+            (gone if is_gone else there).append(name.encode("utf-8", "surrogateescape"))
         add = "--add", "--remove", "--replace"
-        update([name.encode("utf-8", "surrogateescape") for name in files], *add)
-        overlooked = _list_overlooked(work_tree) if _may_overlook(content, digits) else []
-        if overlooked:
-            update(overlooked, "--no-assume-unchanged")
-            update(overlooked, "--no-skip-worktree")
-            update(overlooked, *add)
+        update(gone, "--force-remove")
+        update(there, *add)
+        overlooked = _list_overlooked(work_tree, copy) if content and _may_overlook(content, digits) else []
+        update(overlooked, "--no-assume-unchanged")
+        update(overlooked, "--no-skip-worktree")
+        update(overlooked, *add)
         return _ask_word(["write-tree", "--missing-ok"], work_tree, GIT_INDEX_FILE=copy), overlooked
     finally:
         _try(os.unlink, copy)  # not _remove_folder, because importing shutil takes longer than all of this
@@ -1717,7 +1727,7 @@ def _take_snapshot(work_tree, head, experiments_directory):
     The user's index, branch, stash and files stay as they are.
     """
     left_out = _leave_out(os.fsencode(work_tree), head.changed)
-    files = [name for name in head.changed if name not in left_out]
+    files = {name: code for name, code in head.changed.items() if name not in left_out}
     directory, digits = _find_git_directory(work_tree), len(head.sha)
     index = os.path.join(directory, "index")
     tree, overlooked = _store_work_tree(work_tree, index, files, experiments_directory, digits)
@@ -1729,7 +1739,7 @@ def _take_snapshot(work_tree, head, experiments_directory):
         _ask_git(["update-ref", reference, sha], work_tree)
     command = ["diff-tree", "-p", "--binary", "--full-index", "--no-ext-diff", "--no-textconv"]
     head.patch = _ask_git([*command, head.sha, tree], work_tree)
-    head.snapshot = {"head": head.sha, "files": files, "left-out": left_out, "complete": not left_out}
+    head.snapshot = {"head": head.sha, "files": list(files), "left-out": left_out, "complete": not left_out}
     head.sha, head.message = sha, _parse_commit(commit)
     # The trees of all other folders are the same.
     for folder in {os.path.dirname(name) for name in [*files, *map(os.fsdecode, overlooked)]}:

@@ -413,6 +413,38 @@ def test_edit_of_the_same_size_in_the_same_second(repo, snap):
         assert repo.git("show", snap()["sha"] + ":data") == "b"
 
 
+def test_link_in_place_of_a_folder_with_tracked_files(repo, snap):
+    repo.write("data/a", "1")
+    repo.write("data/b", "2")
+    repo.commit()
+    (repo.path / "data").rename(repo.path.parent / "moved")
+    (repo.path / "data").symlink_to(repo.path.parent / "moved")
+    sha = snap()["sha"]
+    assert repo.git("rev-parse", sha + "^{tree}") == tree_of(repo)
+    # The bits of the index are those of files that are gone.
+    repo.git("reset", "-q")
+    repo.git("update-index", "--assume-unchanged", "data/a", "data/b")
+    assert repo.git("rev-parse", snap()["sha"] + "^{tree}") == repo.git("rev-parse", sha + "^{tree}")
+
+
+def test_file_that_is_ignored_now_is_not_in_the_snapshot(repo, snap):
+    repo.write("model.pt", "1")
+    repo.commit()
+    repo.git("rm", "-q", "--cached", "model.pt")
+    repo.write(".gitignore", "experiments\nmodel.pt\n")
+    repo.write("model.pt", "new")
+    assert repo.git("rev-parse", snap()["sha"] + "^{tree}") == tree_of(repo)
+
+
+def test_missing_index_is_an_empty_one(repo, snap):
+    tree = tree_of(repo)
+    (repo.path / ".git" / "index").unlink()
+    result = repo.run(None, name=str(repo.path.parent / "snap.py"))
+    assert result.code == 0, result
+    assert repo.git("rev-parse", json.loads(result.stdout)["sha"] + "^{tree}") == tree
+    assert not (repo.path / ".git" / "index").exists()
+
+
 def test_conflicts_in_the_index(repo, snap):
     repo.write("data", "1\n")
     repo.commit()
@@ -555,7 +587,7 @@ def test_settings_do_not_change_a_snapshot(repo, snap, tmp_path):
     assert snap(env=others)["sha"] == sha
 
 
-@pytest.mark.parametrize("step", range(9))
+@pytest.mark.parametrize("step", range(10))
 def test_kill_at_every_step_of_a_snapshot_changes_nothing(repo, snap, step):
     make_changes(repo)
     before = state(repo)
@@ -571,7 +603,7 @@ def test_kill_at_every_step_of_a_snapshot_changes_nothing(repo, snap, step):
         finally:
             os._exit(0)
     status = os.waitpid(child, 0)[1]
-    assert (status == signal.SIGKILL) == (step < 8), status
+    assert (status == signal.SIGKILL) == (step < 9), status
     assert state(repo) == before
     assert not list((repo.path / ".git").glob("index.*"))  # but in experiments, which a later start sweeps
     assert tree_of(repo) == repo.git("rev-parse", snap()["sha"] + "^{tree}")

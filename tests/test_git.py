@@ -653,7 +653,7 @@ def test_repository_of_another_user(repo, start, tmp_path):
 def test_broken_repositories(repo, work_in):
     (repo.path / ".git" / "index").write_text("broken")
     with pytest.raises(
-        meticulous.GitException, match="(?s)can't use: .*index.*Repair it, or pass norecord=True"
+        meticulous.GitException, match="(?s)can't use: .*index.*`git reset`.*, or pass norecord=True"
     ):
         work_in()
     shutil.rmtree(str(repo.path / ".git"))
