@@ -1683,8 +1683,8 @@ def _list_overlooked(work_tree, index):
 def _store_work_tree(work_tree, index, files, experiments_directory, digits):
     """Store the work tree, of which *files* differ from HEAD; return the tree and what git overlooked.
 
-    files: by name the two letters of `git status`. Git works on a copy of the *index*, in a hidden folder of the *experiments_directory*, which a later start
-    sweeps if this one is killed.
+    files: by name the two letters of `git status`. Git works on a copy of the *index*, in a hidden folder of
+    the *experiments_directory*, which a later start sweeps if this one is killed.
     """
     hidden = _build_path(experiments_directory)
     copy = os.path.join(hidden, "index")
@@ -1703,7 +1703,8 @@ def _store_work_tree(work_tree, index, files, experiments_directory, digits):
             # By its time git knows which files may have changed in the same second:
             # test_edit_of_the_same_size_in_the_same_second.
             os.utime(copy, ns=(times.st_atime_ns, times.st_mtime_ns))
-        gone, there = [], []
+        gone: "List[bytes]" = []
+        there: "List[bytes]" = []
         for name, code in files.items():
             # Where a file is gone may be one that is ignored now, or its folder is a symbolic link.
             is_gone = "D" in code and "U" not in code
