@@ -1858,6 +1858,17 @@ class _CodeProof:
                     existing = next(filter(os.path.lexists, _list_parents(path)))
                     self.files.add((path if os.path.isdir(existing) else existing)[len(self.inside) :])
 
+    def _add(self, different):
+        for path, kind in different.items():
+            if path not in self.code[kind]:
+                self.code[kind].append(path)
+
+    def keep(self, metadata):
+        """Add what ran in the earlier attempts of *metadata*: a resume does not take it back."""
+        code = metadata.get("code")
+        for kind in ("untracked", "ignored", "changed") if isinstance(code, dict) else ():
+            self._add(dict.fromkeys(code.get(kind) or (), kind))
+
     def check(self):
         """Compare the files loaded since the last check; return metadata's "code". Warns of what differs."""
         self._find_files()
@@ -1865,8 +1876,7 @@ class _CodeProof:
         self.checked.update(files)
         different = _compare_files(self.inside[:-1], self.head.sha, self.head.trees, files)
         self.code["checked"] = len(self.checked)
-        for path, kind in different.items():
-            self.code[kind].append(path)
+        self._add(different)
         if {"untracked", "changed"} & set(different.values()):
             _warn(_describe_code({"githead-sha": self.head.sha, "code": self.code}))
         return self.code
@@ -3185,6 +3195,7 @@ class _Record:
         attempts = _list_attempts(self.folder, old, last_sign)
         for key in ("end-time", "usage"):
             old.pop(key, None)
+        self._head.proof.keep(old)
         if attempts[-1].get("host", self.attempt["host"]) != self.attempt["host"]:
             self._replace_streams()
         self.metadata = {

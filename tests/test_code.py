@@ -764,3 +764,25 @@ def test_helper_that_is_imported_later_is_warned_of_at_the_end(repo):
     result = repo.run(None, "late", name="train.py")
     assert result.code == 0 and "'helper.py' (untracked)" in result.stderr, result
     assert read_metadata(repo)["code"]["untracked"] == ["helper.py"]
+
+
+def test_code_of_an_earlier_attempt_stays_in_the_record(repo):
+    repo.write(".gitignore", "experiments\n")
+    repo.write("helper.py", "")
+    source = """
+        import os
+        from meticulous import Experiment
+        if os.path.exists("helper.py"):
+            import helper
+        with Experiment({}, experiment_id="a"):
+            if os.path.exists("later.py"):
+                import later
+    """
+    repo.write("later.py", "")
+    assert repo.run(source).code == 0
+    assert repo.run(source).code == 0
+    for name in ("helper.py", "later.py"):
+        (repo.path / name).unlink()
+    assert repo.run(source).code == 0
+    code = json.loads((repo.experiment("a") / "metadata.json").read_text())["code"]
+    assert code == proved(1, untracked=["helper.py", "later.py"])
