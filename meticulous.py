@@ -5546,17 +5546,24 @@ def _find_repetition(directory, old, process_id):
 
 def _prepare_repetition(old, work_tree, directory, copy):
     """Return the command that repeats *old* in *copy*, and Popen's keywords for it."""
-    tops = "|".join(map(re.escape, (work_tree, os.path.realpath(work_tree))))
-    experiments = re.escape(os.path.relpath(directory, work_tree))
-    # A path in the work tree is in the copy now, but for that of the experiments.
-    path = rf"(?<![^=:])(?:{tops})(?!/{experiments}(?:/|\Z))(?=[/:]|\Z)"
+    top, experiments = os.path.realpath(work_tree), os.path.relpath(directory, work_tree)
+
+    def replace(match):
+        # A path in the work tree is in the copy now, but for that of the experiments.
+        path = match.group()
+        for parent in _list_parents(path):
+            rest = path[len(parent) :]
+            if os.path.realpath(parent) == top and not f"{rest}/".startswith(f"/{experiments}/"):
+                return copy + rest
+        return path
+
     executable, words = old.metadata.get("executable", ""), old.metadata.get("command-line", [])
     if words[1:2] in ([], ["-"]):
         raise QueryException(
             f"{old.curexpdir} can't be repeated: the record does not tell how it was started."
         )
     texts = old.metadata.get("directory", ""), os.environ.get("PYTHONPATH", ""), *words[1:]
-    folder, modules, *words = (re.sub(path, lambda match: copy, text) for text in texts)
+    folder, modules, *words = (re.sub("(?<![^=:])/[^:]*", replace, text) for text in texts)
     if not os.path.isdir(folder):
         raise QueryException(f"{old.curexpdir} ran in {folder}, which is not there.")
     if not os.access(executable, os.X_OK):
@@ -5583,7 +5590,8 @@ def _repeat(options):
     def explain(metadata):
         changes = _compare_values(map(_list_surroundings, (old.metadata, metadata)))
         recorded = old.metadata["directory"]
-        missing = _list_missing([*command, *old.args.values()], recorded, place["cwd"])
+        values = [*command, *dict(_list_values(old.args)).values()]
+        missing = _list_missing(values, recorded, place["cwd"])
         return {**changes, "not there": ", ".join(missing)} if missing else changes
 
     metadata = {**old.metadata, **_probe(command[0], place)}

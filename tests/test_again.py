@@ -532,15 +532,18 @@ SUMMARY = "from meticulous import Experiment\nExperiment(experiment_id=ID).summa
         ["meticulous.py", "run", "--experiment-id", "name", "--", "sh", "-c", "exit 0"],
         ["fixed_id.py"],
         ["ABSOLUTE/train.py", "--data=ABSOLUTE/data/numbers.txt"],
+        ["LINK/train.py", "--data=LINK/data/numbers.txt"],
     ],
-    ids=["script", "id", "module", "code", "run", "run-id", "fixed-id", "absolute"],
+    ids=["script", "id", "module", "code", "run", "run-id", "fixed-id", "absolute", "link"],
 )
 def test_kinds_of_command_lines(project, words):
     project.write("package/__init__.py", "")
     project.write("package/module.py", SUMMARY.replace("ID", "None"))
     project.write("fixed_id.py", SUMMARY.replace("ID", "'name'"))
     project.commit()
-    words = [word.replace("ABSOLUTE", str(project.path)) for word in words]
+    link = project.path.parent / "link"
+    link.symlink_to(project.path)
+    words = [word.replace("ABSOLUTE", str(project.path)).replace("LINK", str(link)) for word in words]
     result = python(project, *words)
     assert result.code == 0, result
     sha = head(project)
@@ -659,6 +662,15 @@ def test_missing_data_is_named_before_it_starts(project, tmp_path):
     assert result.stderr.index("not there: 'untracked.txt'") < result.stderr.index("Traceback")
     result = command(project, "repeat", "1", "--link", "untracked.txt")
     assert (result.code, result.stderr) == (0, "")
+
+
+def test_paths_in_a_list_of_arguments_are_found(project):
+    source = "from meticulous import Experiment\nExperiment({'data': [FILE]}).summary(x=1)\n"
+    for number, file in enumerate(["'data/numbers.txt'", "'data/other.txt'"], 1):
+        assert record(project, source.replace("FILE", file)).code == 0
+        result = command(project, "repeat", str(2 * number - 1))
+        assert result.code == 0
+        assert ("not there: 'data/other.txt'" in result.stderr) == (number == 2), result
 
 
 def test_directory_that_is_gone(project, tmp_path):
