@@ -5501,13 +5501,14 @@ def _list_surroundings(metadata):
     return {name: value for name, value in values if re.match(_SURROUNDINGS, name)}
 
 
-def _list_missing(values, recorded, directory):
-    """Return the paths among *values* that are missing in *directory*, which is a copy of *recorded*."""
+def _list_missing(values, recorded, copy, directory):
+    """Return the paths among *values* that are missing in the *copy* of *recorded*, but for *directory*."""
     return sorted(
         repr(value)
         for value in {str(value).rpartition("=")[2] for value in values}
         if re.fullmatch(r"(?!\S*://)\S+", value)
-        and not os.path.exists(os.path.join(directory, value))
+        and not os.path.exists(os.path.join(copy, value))
+        and os.path.realpath(os.path.join(recorded, value)) != os.path.realpath(directory)
         and ("/" in value or os.path.exists(os.path.join(recorded, value)))
     )
 
@@ -5591,7 +5592,7 @@ def _repeat(options):
         changes = _compare_values(map(_list_surroundings, (old.metadata, metadata)))
         recorded = old.metadata["directory"]
         values = [*command, *dict(_list_values(old.args)).values()]
-        missing = _list_missing(values, recorded, place["cwd"])
+        missing = _list_missing(values, recorded, place["cwd"], directory)
         return {**changes, "not there": ", ".join(missing)} if missing else changes
 
     metadata = {**old.metadata, **_probe(command[0], place)}

@@ -673,6 +673,12 @@ def test_paths_in_a_list_of_arguments_are_found(project):
         assert ("not there: 'data/other.txt'" in result.stderr) == (number == 2), result
 
 
+def test_experiments_directory_among_the_arguments_is_not_missed(project):
+    assert python(project, "train.py", "--experiments-directory", "runs").code == 0
+    result = command(project, "repeat", "runs/1")
+    assert (result.code, result.stderr) == (0, "")
+
+
 def test_directory_that_is_gone(project, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     words = [str(project.path / "train.py"), "--project-directory", str(project.path)]
