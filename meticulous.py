@@ -795,10 +795,12 @@ def _read_oom_counter():
 
     See cgroup-v1/memory.rst and cgroup-v2.rst in https://docs.kernel.org/admin-guide.
     """
-    is_v1, group = re.findall(r"(?m)^\d+:(memory)?:(.*)|\Z", _read_text("/proc/self/cgroup"))[0]
+    text = _read_text("/proc/self/cgroup")
+    _, is_v1, group = text.partition(":memory:")
+    group = (group or text.partition("::")[2]).partition("\n")[0]
     path = f"/memory{group}/memory.oom_control" if is_v1 else f"{group}/memory.events"
-    kills = re.search(r"(?m)^oom_kill (\d+)", _read_text("/sys/fs/cgroup" + path))
-    return {"oom-counter": path, "oom-kills": int(kills.group(1))} if kills else {}
+    kills = _read_text("/sys/fs/cgroup" + path).partition("oom_kill ")[2].split()
+    return {"oom-counter": path, "oom-kills": int(kills[0])} if kills else {}
 
 
 def _count_oom_kills(attempt):
@@ -840,10 +842,11 @@ def _list_packages():
         except OSError:
             continue
         for name in names:
-            # NAME-VERSION.dist-info, NAME-VERSION-py3.6.egg-info; an editable one may lack the version.
-            parts = name.rsplit(".", 1)[0].split("-")
-            if name.endswith((".dist-info", ".egg-info")) and len(parts) > 1:
-                found.setdefault(*parts[:2])
+            if name.endswith((".dist-info", ".egg-info")):
+                # NAME-VERSION.dist-info, NAME-VERSION-py3.6.egg-info; an editable one may lack the version.
+                parts = name.rsplit(".", 1)[0].split("-")
+                if len(parts) > 1:
+                    found.setdefault(*parts[:2])
     return "\n".join(f"{name}=={found[name]}" for name in sorted(found))
 
 
@@ -1050,8 +1053,9 @@ def _attempt_path(folder, number):
 
 def _find_newest_attempt(folder):
     """Return the number of the newest attempt that was claimed; 1 if there was no other."""
-    names = (name for name in os.listdir(folder) if re.fullmatch(r"\.attempt-[0-9]+", name))
-    return max((int(name[9:]) for name in names), default=1)
+    prefix = _attempt_path("", "")
+    numbers = (name[len(prefix) :] for name in os.listdir(folder) if name.startswith(prefix))
+    return max(map(int, filter(str.isdecimal, numbers)), default=1)
 
 
 def _claim_attempt(folder, process):
@@ -1264,21 +1268,21 @@ def _git(arguments, directory, stdin=b"", meanwhile=None, **variables):
     return SimpleNamespace(code=code, stdout=stdout, stderr=words, reason=reason)
 
 
-def _ask_git(arguments, directory, form=b"", *rest, **variables):
-    """Run a git command that must not fail; return its stdout, which begins with a match of *form*."""
+def _ask_git(arguments, directory, needed=b"", *rest, **variables):
+    """Run a git command that must not fail; return its stdout, in which *needed* must be."""
     for _ in range(_LOCK_TRIES):
         answer = _git(arguments, directory, *rest, **variables)
         if "File exists" not in answer.reason:
             break
         time.sleep(0.05)
-    if answer.code or not re.match(form, answer.stdout):
+    if answer.code or needed not in answer.stdout:
         raise _explain_refusal(answer, directory)
     return answer.stdout
 
 
 def _ask_word(arguments, directory, *rest, **variables):
     """Return the one line that a git command prints, which must not fail."""
-    return os.fsdecode(_ask_git(arguments, directory, b".", *rest, **variables)[:-1])
+    return os.fsdecode(_ask_git(arguments, directory, b"\n", *rest, **variables)[:-1])
 
 
 def _explain_refusal(answer, directory):
@@ -1380,12 +1384,12 @@ def _parse_status(output):
 
 def _read_objects(work_tree, names):
     """Return sha and content of each of git's objects *names*; the sha is "" if there is no such object."""
-    output = _ask_git(["cat-file", "--batch"], work_tree, b".", os.fsencode("\n".join(names)))
+    output = _ask_git(["cat-file", "--batch"], work_tree, b"\n", os.fsencode("\n".join(names)))
     objects = []
     for _ in names:
         header, _, output = output.partition(b"\n")
-        found = re.fullmatch(rb"(\w+) \w+ (\d+)", header)
-        sha, size = found.groups() if found else (b"", b"-1")
+        # "SHA TYPE SIZE", or "NAME missing"
+        sha, _, size = header.split() if header[-1:].isdigit() else (b"", b"", b"-1")
         objects.append((sha.decode(), output[: max(int(size), 0)]))
         output = output[int(size) + 1 :]
     return objects
@@ -1455,6 +1459,8 @@ def _find_ignorable_path(work_tree, directory):
 
 def _escape_pattern(path):
     """Turn *path* into a line of .gitignore: itself, but for what means something else there."""
+    if path.isidentifier():
+        return path  # as usual, and without a pattern to compile
     return re.sub(r"[*?[\\]|^[#!]| (?= *$)", r"\\\g<0>", path)
 
 
@@ -1736,7 +1742,7 @@ def _take_snapshot(work_tree, head, experiments_directory):
     sha = _hash_object("commit", commit, digits)
     reference = f"refs/meticulous/{sha}"
     if not _is_there(directory, reference):
-        _ask_git(["hash-object", "-t", "commit", "-w", "--stdin"], work_tree, b".", commit)
+        _ask_git(["hash-object", "-t", "commit", "-w", "--stdin"], work_tree, b"\n", commit)
         _ask_git(["update-ref", reference, sha], work_tree)
     command = ["diff-tree", "-p", "--binary", "--full-index", "--no-ext-diff", "--no-textconv"]
     head.patch = _ask_git([*command, head.sha, tree], work_tree)
@@ -1836,12 +1842,16 @@ class _CodeProof:
 
     def _find_files(self):
         """Add the project files loaded since the last call, relative to the top of the work tree."""
+        standard = os.path.join(os.path.dirname(os.__file__), "")
         real = {}  # by folder, because realpath is slow, and 2,000 modules are in a few hundred folders
         for module in list(sys.modules.values()):
             file = getattr(module, "__dict__", {}).get("__file__")  # a lazy module would load at getattr
             if not isinstance(file, str) or file in self.seen:
                 continue
             self.seen.add(file)
+            # site-packages may be in there, with links into the project (an editable installation).
+            if file.startswith(standard) and "-packages" not in file:
+                continue
             folder, name = os.path.split(file)
             if folder not in real:
                 real[folder] = os.path.join(os.path.realpath(folder), "")
