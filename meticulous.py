@@ -271,7 +271,7 @@ class QueryException(MeticulousException, ValueError):
 
 
 # === Files ====================================================================
-# Write files completely or not at all, and give out ids, while other processes and nodes do the same.
+# Write files completely or not at all, and assign ids, while other processes and nodes do the same.
 
 _BLOCK = 64 * 1024
 # Without O_NONBLOCK, opening a named pipe in place of a file would wait forever (fifo(7)).
@@ -388,7 +388,7 @@ def _remove_folder(path):
     shutil.rmtree(path, ignore_errors=True)
 
 
-def _to_bytes(value):
+def _encode_json(value):
     """Return plain JSON as bytes, as the package writes it: indented by four, ASCII."""
     import json
 
@@ -468,7 +468,7 @@ def _check_id(experiment_id):
         return None
     if name.startswith((".", "-")):
         raise InvalidIdException(experiment_id, "it begins with '.' or '-'")
-    if any(ord(character) < 32 or character in "/\\\x7f" for character in name):
+    if re.search(r"[\0-\x1f/\\\x7f]", name):
         raise InvalidIdException(experiment_id, "it contains a separator or a control character")
     try:
         encoded = os.fsencode(name)
@@ -480,7 +480,7 @@ def _check_id(experiment_id):
 
 
 def _list_ids(directory):
-    """Return the largest integer id given out in *directory*, and the hidden names there that are ours."""
+    """Return the largest integer id assigned in *directory*, and the hidden names there that are ours."""
     from itertools import filterfalse
 
     # As bytes, because only bytes.isdigit means ASCII digits; and in C, because there may be 100,000.
@@ -496,7 +496,7 @@ def _claim_path(directory, number):
 
 
 def _claim_id(directory, number):
-    """Claim the integer id *number*; return the file server's time, None if it was given out before."""
+    """Claim the integer id *number*; return the file server's time, None if it was assigned before."""
     try:
         file = os.open(_claim_path(directory, number), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     except FileExistsError:
@@ -506,41 +506,39 @@ def _claim_id(directory, number):
     return now
 
 
-def _claim_ids(directory, undo, own=""):
+def _claim_ids(directory, undo):
     """Yield integer ids that only the caller has claimed, the next free one first.
 
-    A claim outlives its folder, so that no id is given out twice, and is swept after an hour. The ExitStack
-    *undo* is to give them back. *own* is the hidden folder that is to get one.
+    A claim outlives its folder, so that no id is assigned twice, and is swept after an hour. The ExitStack
+    *undo* is to remove the claims.
     """
-    listed_at = time.monotonic()
-    largest, hidden = _list_ids(directory)
-    number = largest
+    from itertools import count
+
     while True:
-        number += 1
+        listed_at = time.monotonic()
+        largest, hidden = _list_ids(directory)
         # After losing, try the next number: network file systems may answer a second listing from a cache.
-        now = _claim_id(directory, number)
-        if now is None:
-            continue
-        if time.monotonic() - listed_at > _HIDDEN_LIFE_S / 2:
-            # This process was stopped so long that claims it has not listed may have been swept already.
-            listed_at = time.monotonic()
-            largest, hidden = _list_ids(directory)
-            number = largest
-            continue
-        path = _claim_path(directory, number)
-        undo.callback(_try, os.unlink, path)
-        # The claim of the largest id stays, because nothing else remembers that id if ours is removed again.
-        kept = os.path.basename(_claim_path(directory, largest)), os.fsencode(os.path.basename(own))
-        _sweep(os.fsencode(directory), [name for name in hidden if name not in kept], now)
-        yield number
+        for number in count(largest + 1):
+            now = _claim_id(directory, number)
+            if time.monotonic() - listed_at > _HIDDEN_LIFE_S / 2:
+                # This process was stopped so long that claims which it has not listed may have been swept.
+                break
+            if now is None:
+                continue
+            path = _claim_path(directory, number)
+            undo.callback(_try, os.unlink, path)
+            # The largest id's claim stays: nothing else remembers that id if our claim is removed again.
+            kept = os.path.basename(_claim_path(directory, largest))
+            _sweep(os.fsencode(directory), [name for name in hidden if name != kept], now)
+            yield number
 
 
 def _sweep(directory, names, now):
-    """Remove up to 16 of the hidden files and folders *names* that are an hour old at *now*.
+    """Remove up to 16 of the hidden files and folders *names*, until one is less than an hour old at *now*.
 
     *now* is the time of a file there, because the clock of a file server need not agree with this node's.
     """
-    names = sorted(names, key=lambda name: (len(name), name))  # claims count up
+    names = sorted(sorted(names), key=len)  # claims count up
     # From a random one on, because the first ones may belong to another user in a sticky directory.
     start = int.from_bytes(os.urandom(4), "big") % max(1, len(names))
     for name in (names[start:] + names[:start])[:16]:
@@ -1068,7 +1066,7 @@ def _claim_attempt(folder, process):
     claim = _build_path(folder)
     os.mkdir(claim)
     try:
-        _create_file(os.path.join(claim, "process.json"), _to_bytes(process))
+        _create_file(os.path.join(claim, "process.json"), _encode_json(process))
         while True:
             metadata = _load_mapping(os.path.join(folder, "metadata.json"))
             attempts = len(_get_attempts(metadata))
@@ -3163,13 +3161,13 @@ class _Record:
             discard.callback(_remove_folder, hidden)
             files = {"args.json": args, "default_args.json": default_args, "metadata.json": self.metadata}
             for file, content in files.items():
-                _create_file(os.path.join(hidden, file), _to_bytes(content))
+                _create_file(os.path.join(hidden, file), _encode_json(content))
             _create_file(os.path.join(hidden, "STATUS"), b"RUNNING")
             if self._head.patch:
                 _create_file(os.path.join(hidden, "snapshot.patch"), self._head.patch)
             self.capture = _Capture(hidden)
             discard.callback(self.capture.close)
-            names = [name] if name else map(str, _claim_ids(directory, discard, hidden))
+            names = [name] if name else map(str, _claim_ids(directory, discard))
             if name and re.fullmatch("[0-9]+", name) and _claim_id(directory, int(name)) is not None:
                 discard.callback(_try, os.unlink, _claim_path(directory, int(name)))
             # A number may be taken by a folder that somebody made without a claim.
@@ -3223,7 +3221,7 @@ class _Record:
                 undo.callback(_try, self._write, name, content)
         # Before metadata tells of a new attempt: killed in between, it must not look as ended as the old one.
         self._write("STATUS", b"RUNNING")
-        self._write("metadata.json", _to_bytes(self.metadata))
+        self._write("metadata.json", _encode_json(self.metadata))
 
     def _replace_streams(self):
         """Copy the output: a process of a node that was called dead may still write into the old files."""
@@ -3307,7 +3305,7 @@ class _Record:
             }
             self.metadata.update(end, attempts=attempts, usage=usage)
             found = self.metadata
-        self._write("metadata.json", _to_bytes(_to_json(found)))
+        self._write("metadata.json", _encode_json(_to_json(found)))
 
     def _write_status(self, content):
         try:
@@ -3549,7 +3547,7 @@ class Experiment:
                     summary = _load_mapping(path)
                     for part in parts[:written]:
                         summary.update(part)
-                    _write_file(path, _to_bytes(summary))
+                    _write_file(path, _encode_json(summary))
             finally:
                 if is_outermost:
                     del parts[:]
@@ -6153,7 +6151,7 @@ def _change_description(options):
     if options.text is None:
         raise QueryException("Name the new description after the ID; '' takes the old one away.")
     path = os.path.join(reader.curexpdir, "metadata.json")
-    _write_file(path, _to_bytes({**_load_mapping(path), "description": options.text}))
+    _write_file(path, _encode_json({**_load_mapping(path), "description": options.text}))
     return _FOUND
 
 

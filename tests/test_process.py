@@ -670,9 +670,9 @@ def own_again_and_again(folder):
             except OSError:
                 open(folder + ".two-owners", "w").close()
             attempts = [{}] * (number - 1) + [process]
-            meticulous._write_file(path, meticulous._to_bytes({"attempts": attempts}))
+            meticulous._write_file(path, meticulous._encode_json({"attempts": attempts}))
         attempts[-1] = {**process, "end-time": "now"}
-        meticulous._write_file(path, meticulous._to_bytes({"attempts": attempts}))
+        meticulous._write_file(path, meticulous._encode_json({"attempts": attempts}))
 
 
 def fork_owner(folder):
