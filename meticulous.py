@@ -627,23 +627,20 @@ def _read(get, key):
         return f"<unreadable: {type(error).__name__}>"
 
 
-def _is_instance(value, module, name):
-    """Return whether *value* is an instance of a class in a module that may not be imported."""
-    return isinstance(value, getattr(sys.modules.get(module), name, ()))
+def _is_instance(value, *names):
+    """Return whether *value* is an instance of one of the classes *names*, where their modules are imported."""
+    parts = (name.rpartition(".") for name in names)
+    return isinstance(value, tuple(getattr(sys.modules.get(module), name, ()) for module, _, name in parts))
 
 
 def _take_apart(value):
     """Return the parts of *value* in a dict or list, an array's scalar as a number, or else a description."""
     # Classes are asked and not values, whose __getattr__ may do anything; and no module is imported for them.
     kind = type(value)
-    if isinstance(value, (list, tuple)) or _is_instance(value, "_collections", "deque"):
-        return list(value)
     # Not imported from collections.abc, because that fails where two threads do it at once (3.13):
     # test_threads_that_make_experiments_at_once_leave_nothing_behind. os imports its contents at every start.
-    if (
-        _is_instance(value, "_collections_abc", "Sequence")
-        and not isinstance(value, (bytes, bytearray, range))
-        and not _is_instance(value, "collections", "UserString")
+    if _is_instance(value, "_collections_abc.Sequence") and not _is_instance(
+        value, "builtins.bytes", "builtins.bytearray", "builtins.range", "collections.UserString"
     ):
         return [_read(value.__getitem__, index) for index in range(len(value))]
     if hasattr(kind, "tolist"):
@@ -651,11 +648,7 @@ def _take_apart(value):
         return plain if isinstance(plain, (list, int, float)) else _describe(value)
     if hasattr(kind, "keys") and hasattr(kind, "__getitem__"):
         return {key: _read(value.__getitem__, key) for key in kind.keys(value)}
-    if (
-        _is_instance(value, "types", "SimpleNamespace")
-        or _is_instance(value, "argparse", "Namespace")
-        or _is_instance(value, "pydantic.main", "BaseModel")
-    ):
+    if _is_instance(value, "types.SimpleNamespace", "argparse.Namespace", "pydantic.main.BaseModel"):
         names = [*vars(value), *(getattr(value, "__pydantic_extra__", None) or ())]
     elif hasattr(kind, "__attrs_attrs__"):
         names = [field.name for field in kind.__attrs_attrs__]
@@ -3507,7 +3500,7 @@ class Experiment:
             self.finish()
             return False
         # Up to Python 3.7 a CancelledError is an Exception.
-        passes = not isinstance(exc, Exception) or _is_instance(exc, "asyncio", "CancelledError")
+        passes = not isinstance(exc, Exception) or _is_instance(exc, "asyncio.CancelledError")
         if not passes:
             _say(_format_exception(exc_type, exc, tb))
         self._end(_exception_text(exc_type, exc, tb))
