@@ -693,16 +693,19 @@ _JOB = ("SLURM_CLUSTER_NAME", "SLURM_JOB_ID", "SLURM_JOB_UID", "SLURM_RESTART_CO
 _PLACE = ("SLURM_JOB_NAME", "SLURM_JOB_PARTITION", "SLURM_JOB_NODELIST", "SLURM_ARRAY_JOB_ID",
           "SLURM_ARRAY_TASK_ID", "SLURM_PROCID", "SLURM_HET_JOB_ID", "SLURM_HET_JOB_OFFSET")  # fmt: skip
 _GPUS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "SLURM_JOB_GPUS")
+# The variables with the number of processes and with the rank, which is 0 if each of them is.
 _RANKS = (
-    ("RANK", "WORLD_SIZE"),  # torchrun, or by hand
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),  # Open MPI
-    ("PMI_RANK", "PMI_SIZE"),  # MPICH and its relatives
+    "WORLD_SIZE RANK",  # torchrun, or by hand
+    "OMPI_COMM_WORLD_SIZE OMPI_COMM_WORLD_RANK",  # Open MPI
+    "PMI_SIZE PMI_RANK",  # MPICH and its relatives
+    "WORLD_SIZE NODE_RANK LOCAL_RANK",  # Lightning's own launcher, which sets no RANK
+    "WORLD_SIZE GROUP_RANK LOCAL_RANK",
 )
 # Of the environment, only what results may depend on.
 _COMPARED_VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "PYTHONHASHSEED")
 _OUTSIDE_CONTAINERS = "pid:[4026531836]"  # the number that Linux gives to the first pid namespace
-_SILENCE_S = 600  # an owner that can't be asked is given up after so long without a sign of life
-_SLURM_TIMEOUT_S = 10
+_SILENCE_S = 600  # a process whose state is unknown counts as dead after so long without a sign of life
+_SLURM_TIMEOUT_S = 10  # of each command
 _SLURM_ANSWER_LIFE_S = 10
 
 
@@ -748,9 +751,7 @@ def _read_variables(names):
 
 def _read_user():
     """Return the user's name as getpass.getuser() does, without the modules for terminals that it imports."""
-    names = map(os.environ.get, ("LOGNAME", "USER", "LNAME", "USERNAME"))
-    name = next(filter(None, names), None)
-    if name:
+    for name in filter(None, map(os.environ.get, ("LOGNAME", "USER", "LNAME", "USERNAME"))):
         return name
     try:
         import pwd
@@ -782,7 +783,7 @@ def _describe_process():
 
 
 def _read_oom_counter():
-    """Return what counts the processes that the kernel killed in our memory cgroup, and their number, or {}.
+    """Return the file that counts out-of-memory kills in our cgroup, and its count; {} if unknown.
 
     See cgroup-v1/memory.rst and cgroup-v2.rst in https://docs.kernel.org/admin-guide.
     """
@@ -843,14 +844,10 @@ def _list_packages():
 
 def _describe_command():
     """Describe how this process was started, so that the same can be started again."""
-    words = getattr(sys, "orig_argv", None)  # from Python 3.10 on
-    if words is None:
-        words = _read_text("/proc/self/cmdline").split("\0")[:-1] or [
-            sys.executable,
-            *getattr(sys, "argv", []),
-        ]
     return {
-        "command-line": words,
+        "command-line": getattr(sys, "orig_argv", None)  # from Python 3.10 on
+        or _read_text("/proc/self/cmdline").split("\0")[:-1]
+        or [sys.executable, *getattr(sys, "argv", [])],
         "executable": sys.executable,
         # Linux still knows the name of a deleted directory.
         "directory": _read_link("/proc/self/cwd") or os.getcwd(),
@@ -876,18 +873,14 @@ def _find_rank():
 
     SLURM_PROCID does not count: the tasks of `srun -n 8` are as often eight runs as one.
     """
-    get = os.environ.get
-    for variable, size_variable in _RANKS:
-        rank, size = get(variable, ""), get(size_variable, "")
-        if rank.isdecimal() and size.isdecimal() and int(size) > 1:
-            # Where Slurm's MpiDefault is pmi2, srun sets PMI_RANK for every program, and PMI_JOBID with it.
-            is_by_srun = "PMI_JOBID" in os.environ and size == get("SLURM_STEP_NUM_TASKS")
-            if not (variable == "PMI_RANK" and is_by_srun):
-                return int(rank), int(size), variable
-    # Lightning's own launcher sets no RANK. Of its processes one is the first of the first node.
-    node, local, size = get("NODE_RANK", get("GROUP_RANK", "")), get("LOCAL_RANK", ""), get("WORLD_SIZE", "")
-    if "RANK" not in os.environ and all(map(str.isdecimal, (node, local, size))) and int(size) > 1:
-        return int(node) or int(local), int(size), "LOCAL_RANK"
+    for names in map(str.split, _RANKS):
+        values = [os.environ.get(name, "") for name in names]
+        # Where Slurm's MpiDefault is pmi2, srun sets PMI_RANK for every program, and PMI_JOBID with it.
+        is_by_srun = "PMI_JOBID" in os.environ and values[0] == os.environ.get("SLURM_STEP_NUM_TASKS")
+        if all(map(str.isdecimal, values)) and not ("PMI_RANK" in names and is_by_srun):
+            size, *ranks = map(int, values)
+            if size > 1:
+                return max(ranks), size, names[-1]
     return None
 
 
@@ -899,8 +892,8 @@ def _is_running(process, scheduler=None):
     """Return whether a process that _describe_process() described runs; None if it is unknown.
 
     *scheduler* is a _Scheduler to ask about a process that can't be seen from here. A process that is stopped
-    or frozen runs; a zombie does not. False is certain for a process of this machine; Slurm says it, too, of
-    a node that it lost contact with.
+    or frozen runs; a zombie does not. False is certain for a process of this machine, but Slurm answers it
+    also for a node that it has lost contact with.
     """
     here = _describe_process()
     if _agree(process, here, "host", "boot", "pid-namespace"):
@@ -956,6 +949,13 @@ class _Scheduler:
     def __init__(self):
         self._answer: "Any" = None
         self._valid_until = float("-inf")
+        self._lists = {}
+
+    def recall(self, make_list, *args):
+        """Return make_list(*args), made once. Not functools.lru_cache(), because readers can be pickled."""
+        if make_list not in self._lists:
+            self._lists[make_list] = make_list(*args)
+        return self._lists[make_list]
 
     def is_job_running(self, process):
         """Return whether the job that *process* is part of runs; None if Slurm can't tell."""
@@ -980,8 +980,8 @@ class _Scheduler:
         return True if state in ("RUNNING", "SUSPENDED") else None
 
 
-def _run_slurm(timeout_s, command):
-    """Return what a command of Slurm prints; its times are seconds since the epoch."""
+def _run_slurm(command):
+    """Return what a command of Slurm, without spaces in its words, prints; times are seconds since the epoch."""
     from subprocess import DEVNULL, check_call
     from tempfile import TemporaryFile
 
@@ -991,7 +991,10 @@ def _run_slurm(timeout_s, command):
     environment["SLURM_TIME_FORMAT"] = "%s"
     # Not a pipe: after a timeout Python 3.6 waits for all that hold it, such as the children of a wrapper.
     with TemporaryFile() as file:
-        check_call(command, env=environment, stdin=DEVNULL, stdout=file, stderr=DEVNULL, timeout=timeout_s)
+        check_call(
+            command.split(), env=environment, stdin=DEVNULL, stdout=file, stderr=DEVNULL,
+            timeout=_SLURM_TIMEOUT_S,
+        )  # fmt: skip
         file.seek(0)
         return file.read().decode("utf-8", "replace")
 
@@ -1001,23 +1004,21 @@ def _ask_slurm():
 
     ("", {}, []) if Slurm does not answer.
     """
-    from functools import partial
     from subprocess import SubprocessError, TimeoutExpired
 
-    ask = partial(_run_slurm, _SLURM_TIMEOUT_S)
     # --all: also the jobs in partitions that are hidden from this user.
-    squeue = ["squeue", "--noheader", "--all", f"--user={os.getuid()}"]
+    squeue = f"squeue --noheader --all --user={os.getuid()} --Format="
     try:
-        cluster = "".join(re.findall(r"(?m)^ClusterName *= *(\S+)", ask(["scontrol", "show", "config"])))
-        jobs = re.findall(r"(?m)^(\d+) +(\w+) +(\d+)", ask(squeue + ["--Format=jobid,state,restartcnt"]))
+        cluster = "".join(re.findall(r"(?m)^ClusterName *= *(\S+)", _run_slurm("scontrol show config")))
+        jobs = re.findall(r"(?m)^(\d+) +(\w+) +(\d+)", _run_slurm(squeue + "jobid,state,restartcnt"))
         # The id of a step begins with that of the array, if its job is part of one: 1230_4.0.
-        steps = re.findall(r"(?m)^(\d+) .*\.(\w+)", ask(squeue + ["--steps", "--Format=jobid,stepid:50"]))
+        steps = re.findall(r"(?m)^(\d+) .*\.(\w+)", _run_slurm(squeue + "jobid,stepid:50 --steps"))
+        return cluster, {job: (state, int(restarts)) for job, state, restarts in jobs}, steps
     except TimeoutExpired:
         _warn(f"Slurm has not answered for {_SLURM_TIMEOUT_S} s: what it knows of running jobs is left out.")
-        return "", {}, []
     except (OSError, SubprocessError):
-        return "", {}, []
-    return cluster, {job: (state, int(restarts)) for job, state, restarts in jobs}, steps
+        pass
+    return "", {}, []
 
 
 def _last_sign_of_life(folder):
@@ -1113,8 +1114,8 @@ class _Session:
 
     experiments: the open ones, the latest last. is_exiting: whether the process is at its end. hooks: an
     ExitStack that removes what was installed for them.
-    lock: re-entrant because a signal handler may print, log and finish. summary_lock: a second one, so that
-    prints of other threads don't wait while summary.json is written. Its owner never waits for the first.
+    lock: re-entrant because a signal handler may print, log and finish. summary_lock: a lock of its own, so
+    that other threads can print while summary.json is written; who holds it never waits for *lock*.
     """
 
     def __init__(self):
@@ -1127,8 +1128,8 @@ class _Session:
         self._holders = []
         self._held = []
 
-    def is_holding(self, signum):
-        """Return whether a signal has to wait; it is sent again when it need not any more."""
+    def postpone(self, signum):
+        """Return whether a signal has to wait; release() sends it again."""
         if self._holders:
             self._held.append(signum)
         return bool(self._holders)
@@ -1167,7 +1168,7 @@ class _Hold:
         self._handler = handler if callable(handler) and _in_main_thread() else None
         if self._handler:
             # A child that a thread forks meanwhile has a session of its own, which holds nothing.
-            signal.signal(signal.SIGINT, lambda *args: _session.is_holding(args[0]) or handler(*args))
+            signal.signal(signal.SIGINT, lambda *args: _session.postpone(args[0]) or handler(*args))
 
     def __exit__(self, *exc_info):
         import signal
@@ -2876,7 +2877,7 @@ def _die_of(signum, frame):
     import signal
 
     # A handler that was set after ours may call ours as the one before it, which did nothing then.
-    if signal.getsignal(signum) is not _die_of or _session.is_holding(signum):
+    if signal.getsignal(signum) is not _die_of or _session.postpone(signum):
         return
     _end_all(_kill_text, signum)
     signal.signal(signum, signal.SIG_DFL)
@@ -3733,7 +3734,6 @@ def _cut(text, width):
 # === Cause ====================================================================
 # Find evidence of what ended a run. Without evidence the cause is unknown.
 
-_ANSWER_S = 5  # how long a command of Slurm may take
 _KILL_WAIT_S = 300  # from Slurm's SIGTERM to the end of the job: KillWait, or the GraceTime of a preemption
 # The words, and what Slurm writes to a job's log or calls its state. A line may say CANCELLED and a reason.
 _CAUSES = (
@@ -3745,20 +3745,6 @@ _CAUSES = (
 )
 
 
-class _JobHistory(_Scheduler):
-    """A _Scheduler that remembers, for a complete listing, how jobs ended and which logs they wrote."""
-
-    def __init__(self):
-        super().__init__()
-        self._lists = {}
-
-    def recall(self, make_list, *args):
-        """Return make_list(*args), made once. Not functools.lru_cache(), because readers can be pickled."""
-        if make_list not in self._lists:
-            self._lists[make_list] = make_list(*args)
-        return self._lists[make_list]
-
-
 def _list_ends():
     """Return {command of Slurm: [(job or step, end, state, start, cluster)]}, for this user's jobs.
 
@@ -3767,18 +3753,18 @@ def _list_ends():
     """
     from subprocess import SubprocessError
 
-    commands = (
-        "squeue --all --states=all --Format=jobid:|,endtime:|,state:|,starttime:|,cluster:|",
-        "sacct --parsable2 --duplicates --allclusters --starttime=now-30days"
+    commands = {
+        "squeue": "--all --states=all --Format=jobid:|,endtime:|,state:|,starttime:|,cluster:|",
+        "sacct": "--parsable2 --duplicates --allclusters --starttime=now-30days"
         " --format=JobIDRaw,End,State,Start,Cluster",
-    )
+    }
     # Whatever ends a job, sacct calls its steps CANCELLED. A job that is preempted at once has no start.
     row = r"(?m)^(\d+|[\w.]+(?=\|\d+\|OUT_OF_ME))\|(\d{1,12})\|(\w+)[^|\n]*\|(\d{,12})[^|\n]*\|([^|\n]*)"
     ends = {}
-    for command in commands:
-        words = [*command.split(), f"--user={os.getuid()}"]
+    for command, options in commands.items():
         try:
-            ends[words[0]] = sorted(re.findall(row, _run_slurm(_ANSWER_S, words)))
+            output = _run_slurm(f"{command} --user={os.getuid()} {options}")
+            ends[command] = sorted(re.findall(row, output))
         except (OSError, SubprocessError):
             pass
     return ends
@@ -3834,18 +3820,18 @@ def _find_limit(folder, attempt, runs):
     return min(later, key=lambda times: times[1], default=("9", float("inf")))
 
 
-def _list_evidence(folder, attempt, kills, history):
+def _list_evidence(folder, attempt, kills, scheduler):
     """Yield (source, what it says) of what ended the newest *attempt* in *folder*, the earliest first."""
     job, start = attempt.get("slurm-job-id"), attempt.get("start-epoch")
     if job and _is_number(start) and not _WINDOWS:
         step, start_time = attempt.get("slurm-step-id", "batch"), str(attempt.get("start-time", ""))[:19]
         directory, name = os.path.split(os.path.abspath(folder))
-        runs = history.recall(_list_runs, directory)
+        runs = scheduler.recall(_list_runs, directory)
         end_time, latest = _find_limit(folder, attempt, runs.values())
         for line, at in _read_slurm_lines(name, step, runs):
             if not at or start_time <= at <= end_time:  # all are local times of the node
                 yield "job log", line
-        for command, rows in history.recall(_list_ends).items():
+        for command, rows in scheduler.recall(_list_ends).items():
             for name, end, state, begin, cluster in rows:
                 is_ours = name in (str(job), f"{job}.{step}") and cluster == attempt.get("slurm-cluster-name")
                 if is_ours and int(begin or 0) <= start < int(end) + 1 <= latest:
@@ -3854,11 +3840,11 @@ def _list_evidence(folder, attempt, kills, history):
         yield "memory cgroup", "oom_kill"
 
 
-def _find_cause(folder, outcome, metadata, history):
+def _find_cause(folder, outcome, metadata, scheduler):
     """Return the message with the evidence, and a word for what ended the run in *folder*.
 
     The word is '' if the run ended by itself. *outcome* is its status, and the message without the evidence;
-    *history* is the _JobHistory of the listing.
+    *scheduler* is the _Scheduler of the listing.
     """
     status, message = outcome
     usage, attempt, is_dead = metadata.get("usage"), (_get_attempts(metadata) or [{}])[-1], status == "DEAD"
@@ -3867,7 +3853,7 @@ def _find_cause(folder, outcome, metadata, history):
     # Shells and srun return 128 and the number of the signal. Slurm sends these two.
     by_signal = re.match(r"killed by (SIG(?:TERM|KILL))?|exit code 1(37|43)$", message)
     if is_dead or (by_signal and by_signal.lastindex):
-        for source, text in _list_evidence(folder, attempt, kills, history):
+        for source, text in _list_evidence(folder, attempt, kills, scheduler):
             for cause, pattern in _CAUSES:
                 for words in re.findall(pattern, text):
                     return f"{cause} ({source}: {words}); {message}", cause
@@ -4101,7 +4087,7 @@ class ExperimentReader:
 
     @_lazy
     def _scheduler(self):
-        return _JobHistory()
+        return _Scheduler()
 
     def _read(self, name, parse):
         """Return what *parse* makes of the file *name*; None, and a note, if that fails."""
@@ -4291,7 +4277,7 @@ class Experiments:
 
     def refresh_experiments(self) -> None:
         """List the directory again, and forget what was read."""
-        scheduler, self._readers = _JobHistory(), {}
+        scheduler, self._readers = _Scheduler(), {}
         for path in _list_folders(self._directory):
             reader = self._readers[os.path.basename(path)] = self.reader(path)
             reader._scheduler = scheduler
@@ -4401,7 +4387,7 @@ def _load_rows(directory, groups, levels, take=None):
 
     take: chooses from the list of all, in that order; of the others only metadata.json is read.
     """
-    scheduler, problems, warnings = _JobHistory(), {}, {}
+    scheduler, problems, warnings = _Scheduler(), {}, {}
 
     # Neither keeps the reader: with ten thousand of them, memory matters.
     def read_start(path):

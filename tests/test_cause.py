@@ -263,7 +263,7 @@ def test_slurm_that_does_not_answer_is_asked_once_and_given_up(repo, tmp_path, m
     slurm(f'echo "${{0##*/}}" >> {tmp_path}/asked\nexec sleep 600')
     leave_a_job(repo)
     leave_a_job(repo)
-    monkeypatch.setattr(meticulous, "_ANSWER_S", 1)
+    monkeypatch.setattr(meticulous, "_SLURM_TIMEOUT_S", 1)
     rows = meticulous.Experiments(experiments_directory=str(repo.path / "experiments")).rows()
     assert [row["header.cause"] for row in rows] == ["unknown", "unknown"]
     assert sorted((tmp_path / "asked").read_text().split()) == ["sacct", "squeue"]
@@ -287,7 +287,6 @@ def test_slurm_is_asked_once_by_each_command(tmp_path, monkeypatch, slurm, words
 def test_child_of_a_wrapper_around_slurm_is_not_waited_for(repo, tmp_path, monkeypatch, slurm):
     slurm(f"sleep 60 & echo $! >> {tmp_path}/pids\nwait")
     leave_a_job(repo)
-    monkeypatch.setattr(meticulous, "_ANSWER_S", 1)
     monkeypatch.setattr(meticulous, "_SLURM_TIMEOUT_S", 1)
     assert find(repo)[1] == "unknown"
     pids = (tmp_path / "pids").read_text().split()
@@ -299,14 +298,14 @@ def test_child_of_a_wrapper_around_slurm_is_not_waited_for(repo, tmp_path, monke
 def test_variables_that_hide_jobs_from_squeue_are_not_passed_on(slurm, monkeypatch):
     monkeypatch.setenv("SQUEUE_PARTITION", "gpu")
     slurm(f'[ -z "$SQUEUE_PARTITION" ] && echo "7|{END + 9:.0f}|TIMEOUT|1|a"')
-    evidence = meticulous._list_evidence(os.path.abspath("1"), ATTEMPT, None, meticulous._JobHistory())
+    evidence = meticulous._list_evidence(os.path.abspath("1"), ATTEMPT, None, meticulous._Scheduler())
     assert list(evidence) == [("squeue", "TIMEOUT"), ("sacct", "TIMEOUT")]
 
 
 @pytest.mark.parametrize("row", ["7|" + "9" * 5000 + "|TIMEOUT|1|a", "7|9|TIMEOUT|" + "1" * 5000 + "|a"])
 def test_numbers_that_are_no_times_are_left_out(slurm, row):
     slurm(f"echo '{row}'")
-    assert not list(meticulous._list_evidence("1", ATTEMPT, None, meticulous._JobHistory()))
+    assert not list(meticulous._list_evidence("1", ATTEMPT, None, meticulous._Scheduler()))
 
 
 def test_directory_that_is_renamed_while_it_is_read(repo):
@@ -341,7 +340,7 @@ def ask_sacct(slurm, attempt, *rows):
         begin, end = (f"{END + time:.0f}" if isinstance(time, int) else time for time in (begin, end))
         lines.append("|".join((name, end, state, begin, cluster)))
     slurm('[ "${0##*/}" = sacct ] && cat <<ROWS\n' + "\n".join(lines) + "\nROWS")
-    return list(meticulous._list_evidence(os.path.abspath("1"), attempt, None, meticulous._JobHistory()))
+    return list(meticulous._list_evidence(os.path.abspath("1"), attempt, None, meticulous._Scheduler()))
 
 
 @pytest.mark.parametrize(

@@ -208,7 +208,7 @@ def test_a_running_record_that_names_no_process_may_be_running(directory, attemp
     assert reader.duration is None or reader.duration > 0
 
 
-class Slurm(meticulous._JobHistory):
+class Slurm(meticulous._Scheduler):
     """Stands in for the scheduler's answer, which comes between two looks at the folder."""
 
     def __init__(self, meanwhile):
