@@ -1197,7 +1197,7 @@ _KEPT_VARIABLES = (
     "GIT_AUTHOR_", "GIT_COMMITTER_",
 )  # fmt: skip
 _GIT_VARIABLES = {
-    # Only git's own words are ours: LC_ALL would reach the user's clean filters, and `sort` sorts otherwise.
+    # LANGUAGE changes only git's messages. LC_ALL would change the user's clean filters too, such as `sort`.
     "LANGUAGE": "C",
     # A partial clone stays offline: the first is known from git 2.44 on, the second to all.
     "GIT_NO_LAZY_FETCH": "1",
@@ -1222,9 +1222,9 @@ _FINISH_TRIES = 20
 
 
 def _git(arguments, directory, stdin=b"", meanwhile=None, **variables):
-    """Run a git command in *directory*; return its code, stdout (bytes) and stderr. "git said no" is fine.
+    """Run a git command in *directory*; return its code, stdout (bytes) and stderr.
 
-    The function *meanwhile* is called while it runs.
+    A code that is not 0 is not an error here. The function *meanwhile* is called while it runs.
     """
     import subprocess
     from types import SimpleNamespace
@@ -1251,20 +1251,17 @@ def _git(arguments, directory, stdin=b"", meanwhile=None, **variables):
             meanwhile()
         stdout, stderr = process.communicate(stdin)
     words = stderr.decode("utf-8", "replace")
-    # Usually there are no words, and so no pattern to compile.
-    reasons = words and re.findall("(?m)^(?:fatal|error): (.+)", words)
     # Where SIGCHLD is ignored, or other code waits for all children, Popen takes every code for 0:
     # test_failure_is_seen_where_others_reap_children.
     code = process.returncode or (128 if "\nfatal: " in "\n" + words else 0)
-    reason = ("; ".join(reasons) or words.strip() or "no reason given").rstrip(".")
-    return SimpleNamespace(code=code, stdout=stdout, stderr=words, reason=reason)
+    return SimpleNamespace(code=code, stdout=stdout, stderr=words)
 
 
 def _ask_git(arguments, directory, needed=b"", *rest, **variables):
     """Run a git command that must not fail; return its stdout, in which *needed* must be."""
     for _ in range(_LOCK_TRIES):
         answer = _git(arguments, directory, *rest, **variables)
-        if "File exists" not in answer.reason:
+        if "File exists" not in answer.stderr:
             break
         time.sleep(0.05)
     if answer.code or needed not in answer.stdout:
@@ -1277,31 +1274,48 @@ def _ask_word(arguments, directory, *rest, **variables):
     return os.fsdecode(_ask_git(arguments, directory, b"\n", *rest, **variables)[:-1])
 
 
+# Patterns, what they mean if they match git's exit code, reason and stderr, and what to do. {} is the group.
+_REFUSALS = (
+    (
+        r"(?s)(git config --global --add safe\.directory .*\S)",
+        "belongs to another user, so git doesn't read it",
+        "If you trust it, run `{}`",
+    ),
+    (
+        "not a git repository(: (?!.*null).+|(?=: ))",  # git 2.55 has a null in place of the path
+        "is a work tree or submodule whose repository is not there{}",
+        "Bring that back (`git worktree repair` if it was moved)",
+    ),
+    (
+        "(?i)not a git repository",
+        "is not in a git repository ({reason})",
+        "Run `git init` there and commit the code, or name another project_directory",
+    ),
+    ("File exists", "is locked: {reason}", "Remove the lock if no git runs"),
+    (
+        "^0|work(?:ing)? tree",
+        "is in a bare repository or inside .git, where no files are checked out",
+        "Name another project_directory",
+    ),
+    (
+        "index file (?:smaller|corrupt)|bad index|null sha1",
+        "is in a repository that git can't use: {reason}",
+        "Remove git's file `index` and run `git reset`, which changes no other file",
+    ),
+    ("", "is in a repository that git can't use: {reason}", "Repair it"),
+)
+
+
 def _explain_refusal(answer, directory):
     """Return a GitException that says what git's refusal means, and what to do."""
-    reason = answer.reason
-    trust = re.search(r"(?s)git config --global --add safe\.directory .+", answer.stderr)
-    lost = re.search("not a git repository: (.+)", reason)
-    if trust:
-        what = "belongs to another user, so git doesn't read it"
-        remedy = f"If you trust it, run `{trust.group().strip()}`"
-    elif lost:
-        what = "is a work tree or submodule whose repository is not there"
-        what += f": {lost.group(1)}" if "null" not in lost.group(1) else ""  # git 2.55 doesn't name it
-        remedy = "Bring that back (`git worktree repair` if it was moved)"
-    elif "not a git repository" in reason.lower():
-        what = f"is not in a git repository ({reason})"
-        remedy = "Run `git init` there and commit the code, or name another project_directory"
-    elif "File exists" in reason:
-        what, remedy = f"is locked: {reason}", "Remove the lock if no git runs"
-    elif not answer.code or re.search("work(ing)? tree", reason):
-        what = "is in a bare repository or inside .git, where no files are checked out"
-        remedy = "Name another project_directory"
-    else:
-        what, remedy = f"is in a repository that git can't use: {reason}", "Repair it"
-        if re.search("index file (smaller|corrupt)|bad index|null sha1", reason):
-            remedy = "Remove git's file `index` and run `git reset`, which changes no other file"
-    return GitException(f"{directory} {what}.\n{remedy}{_OR_NORECORD}.")
+    reasons = re.findall("(?m)^(?:fatal|error): (.+)", answer.stderr)
+    reason = ("; ".join(reasons) or answer.stderr.strip() or "no reason given").rstrip(".")
+    for pattern, what, remedy in _REFUSALS:
+        found = re.search(pattern, f"{answer.code} {reason}\n{answer.stderr}")
+        if found:
+            break
+    explanation = f"{what}.\n{remedy}".format(*found.groups(), reason=reason)
+    return GitException(f"{directory} {explanation}{_OR_NORECORD}.")
 
 
 def _is_there(folder, name):
@@ -1413,7 +1427,7 @@ def _read_state(work_tree, at_once, with_untracked=False, folders=()):
 
     if not at_once:
         read_head()
-    # -b prints a line even if nothing differs: without it no answer is a clean tree. Looking for renames
+    # -b prints a line even if nothing differs, unlike a git that failed silently. Looking for renames
     # would need contents, which a partial clone may lack. No setting hides what differs in a submodule.
     status = ["-c", "status.renames=false", "status", "--porcelain", "-z", "-b"]
     status += ["--ignore-submodules=untracked", "-uall" if with_untracked else "-uno"]
@@ -1435,7 +1449,7 @@ _OPERATIONS = (
 
 
 def _find_ignorable_path(work_tree, directory):
-    """Return *directory*, a symbolic link where it is, relative to *work_tree*; None if it is outside."""
+    """Return the path of *directory*, of the link if it is one, in *work_tree*; None if it is outside."""
     parent, top = os.path.realpath(os.path.dirname(directory)), os.path.realpath(work_tree)
     path = os.path.relpath(os.path.join(parent, os.path.basename(directory)), top).replace(os.sep, "/")
     if {".", ".git"} & set(os.path.relpath(os.path.realpath(directory), top).split(os.sep)):
@@ -1472,8 +1486,11 @@ def _add_line(content, line):
 
 
 def _append_line(path, line):
-    """Add *line* to the file *path* if it lacks it: at its place, no matter how many do that at once."""
-    # In place, which keeps owner, mode and links.
+    """Add *line* to the file *path* if it is missing.
+
+    Several processes that do it at once write the same bytes at the same offset.
+    """
+    # Without another file, which would change owner, mode and links.
     open(path, "ab").close()
     with open(path, "r+b") as file:
         content = file.read()
@@ -1529,7 +1546,7 @@ def _create_commit(work_tree, head, before, after):
 
 # Compare-and-swap, without a lock: HEAD moves first, and only from the commit that we have read; then the
 # index; the file last. A start that is killed in between leaves our commit at HEAD and only .gitignore dirty.
-# Whoever finds that does the rest, which can be done any number of times:
+# Any start that finds this does the rest, and doing it twice changes nothing (idempotent):
 # test_kill_at_every_step_blocks_nobody, test_64_starts_make_one_commit.
 def _commit_line(work_tree, head, line, experiments_directory):
     """Commit *line* at the end of .gitignore on top of *head*, unless another start is faster.
@@ -1545,9 +1562,8 @@ def _commit_line(work_tree, head, line, experiments_directory):
         # Bisect finds nothing, or never ends, if HEAD moves by itself: test_bisect_run_finds_the_commit.
         if head.changed or any(_is_there(directory, name) for name in _OPERATIONS):
             # Linked work trees have it in common.
-            link = os.path.join(directory, "commondir")
-            common = os.fsdecode(_read_file(link).strip()) if os.path.exists(link) else ""
-            exclude = os.path.join(directory, common, "info", "exclude")
+            common = (_read_if_there(os.path.join(directory, "commondir")) or b"").strip()
+            exclude = os.path.join(directory, os.fsdecode(common), "info", "exclude")
             os.makedirs(os.path.dirname(exclude), exist_ok=True)  # `git init --template=` makes none
             _append_line(exclude, line)
             _warn(
@@ -1591,20 +1607,19 @@ def _finish_commit(work_tree, head):
 
 
 def _differs_only_by_our_commits(work_tree, recorded_sha, head):
-    """Return whether *head* comes after *recorded_sha* by nothing but commits of ours to .gitignore.
+    """Return whether only commits of ours to .gitignore are between *recorded_sha* and *head*.
 
-    Or, if both are snapshots, whether their parents do.
+    Of snapshots, whether only those are between their parents.
     """
-    command = ["rev-list", "--format=%P%n%s", f"{recorded_sha}...{head.sha}"]
-    output = _git(command, work_tree).stdout.decode("latin-1")
-    commits = {sha: rest for sha, *rest in re.findall(r"commit (\w+)\n(.*)\n(.*)", output)}
-    old, new = recorded_sha, head.sha
-    if head.snapshot and old in commits and _IGNORE_FILE not in head.snapshot["files"]:
-        old, new = commits[old][0], commits[new][0]
-    while new in commits and commits[new][1] == _IGNORE_MESSAGE:
-        new = commits[new][0]
+    command = ["rev-list", "--format=:%s", f"{recorded_sha}...{head.sha}"]
+    commits = re.findall("commit (.+)\n:(.*)", _git(command, work_tree).stdout.decode("latin-1"))
+    others = {sha for sha, subject in commits if subject != _IGNORE_MESSAGE}
+    if head.snapshot and _IGNORE_FILE not in head.snapshot["files"]:
+        others -= {recorded_sha, head.sha}
+    if others or not re.fullmatch("[0-9a-f]+", recorded_sha):
+        return False
     command = ["diff-tree", "-z", "--name-only", recorded_sha, head.sha]
-    return new == old and _git(command, work_tree).stdout == b".gitignore\0"
+    return _git(command, work_tree).stdout == b".gitignore\0"
 
 
 # === Code =====================================================================

@@ -557,7 +557,7 @@ def test_commits_of_ours_make_no_difference(repo, work_in):
     differs = meticulous._differs_only_by_our_commits
     assert differs(str(repo.path), recorded, head)
     assert differs(str(repo.path), repo.git("rev-parse", "HEAD^").strip(), head)
-    for other in (head.sha, "0" * 40, "HEAD^", "--output=x", None, 7):
+    for other in (head.sha, "0" * 40, "HEAD^", "--output=x", "None", "7"):
         assert not differs(str(repo.path), other, head)
     assert not (repo.path / "x").exists()
 
