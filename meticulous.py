@@ -3816,7 +3816,7 @@ def _read_slurm_lines(name, step, runs):
             text = file.read(end - file.tell()).decode("utf-8", "replace")
     except (LookupError, OSError, ValueError):  # no log, or a path with odd characters
         return []
-    # The end of a progress bar may be before it in the line, but not words of the program about it.
+    # A progress bar may be before it in the line. What the program says of such a message must not match.
     sender = r"(?:^(?:\d+: )?|(?<=[\r\w.%|)\]]))(?:slurmstepd|srun)[^\s:]*: error: (?:Detected \d+ )?"
     place = rf"[^\d\n]*\b{job}(?:\.{re.escape(str(step))})?\b(?!\.\w)"
     return re.findall(rf"(?im)({sender}{place}.*?(?: AT (\S+).*)?)$", text)
@@ -3883,7 +3883,7 @@ def _find_cause(folder, outcome, metadata, scheduler):
 # === Records on disk ==========================================================
 # Read records: each file when an attribute first needs it, and as far as possible.
 
-_WAIT_S = 2  # after that, what is waited for is named
+_WAIT_S = 2  # seconds until a message says that Slurm is waited for
 _FRESH_S = 60  # a sign of life that is younger contradicts a scheduler
 _HEADER = ("expid", "sha", "start_time", "status", "status_message", "cause")
 # A job, a task of an array, a component of a heterogeneous job, a step.
@@ -3892,7 +3892,7 @@ _JOB_NAMES = (
     " {slurm-het-job-id}+{slurm-het-job-offset} {slurm-job-id}.{slurm-step-id}"
 )
 _GROUPS = ["header", "args", "default_args", "metadata", "summary"]
-_SLOW_S = 0.0002  # who waits longer for a folder waits for a network: the files of a local disk are in memory
+_SLOW_S = 0.0002  # a folder that takes longer is on a network: the files of a local disk are in memory
 _THREADS = 32
 
 if TYPE_CHECKING:
@@ -3905,13 +3905,10 @@ else:
         def __init__(self, compute):
             self.compute = compute
 
-        def __set_name__(self, owner, name):
-            self.name = name
-
         def __get__(self, instance, owner=None):
             if instance is None:
                 return self
-            value = instance.__dict__[self.name] = self.compute(instance)
+            value = instance.__dict__[self.compute.__name__] = self.compute(instance)
             return value
 
 
@@ -3970,10 +3967,10 @@ class ExperimentReader:
         """The content of metadata.json, with the command as one string."""
         from shlex import quote
 
-        command = self._metadata.get("command")
-        if isinstance(command, list):
-            return {**self._metadata, "command": " ".join(quote(str(word)) for word in command)}
-        return self._metadata
+        metadata = self._read_json("metadata.json") or {}
+        if isinstance(metadata.get("command"), list):
+            metadata["command"] = " ".join(quote(str(word)) for word in metadata["command"])
+        return metadata
 
     @_lazy
     def summary(self) -> "Dict[str, Any]":
@@ -3997,12 +3994,12 @@ class ExperimentReader:
 
     @_lazy
     def sha(self) -> "Optional[str]":
-        return self._metadata.get("githead-sha")
+        return self.metadata.get("githead-sha")
 
     @_lazy
     def start_time(self) -> str:
         """The recorded start, or the time of the folder where there is none."""
-        start = self._metadata.get("start-time")
+        start = self.metadata.get("start-time")
         if isinstance(start, str):
             return start
         try:
@@ -4026,10 +4023,10 @@ class ExperimentReader:
                 total = seconds + (total or 0)
         return total
 
-    @_lazy
+    @property
     def attempts(self) -> "List[Dict[str, Any]]":
         """The attempts; that of a record without a list, one by the package, is metadata itself."""
-        return _get_attempts(self._metadata) or [self._metadata]
+        return _get_attempts(self.metadata) or [self.metadata]
 
     @property
     def jobs(self) -> "List[str]":
@@ -4057,11 +4054,10 @@ class ExperimentReader:
             return []
         for attempt in self.attempts[1:]:
             start = _get_seconds(attempt, "start-epoch") or 0
-            later = next(
-                (n for n, row in enumerate(rows) if (_get_seconds(row, "time") or 0) >= start > 0), len(rows)
-            )
-            if later < len(rows):
-                rows[:later] = [row for row in rows[:later] if row["step"] < rows[later]["step"]]
+            for number, row in enumerate(rows):
+                if (_get_seconds(row, "time") or 0) >= start > 0:
+                    rows[:number] = [earlier for earlier in rows[:number] if earlier["step"] < row["step"]]
+                    break
         return rows
 
     @property
@@ -4083,7 +4079,7 @@ class ExperimentReader:
 
     def refresh_status(self) -> None:
         """Forget STATUS, and metadata.json with it."""
-        names = "status status_message cause _outcome _explanation metadata _metadata attempts duration"
+        names = "status status_message cause _outcome _explanation metadata duration"
         for name in names.split():
             self.__dict__.pop(name, None)
 
@@ -4095,10 +4091,6 @@ class ExperimentReader:
         """Return the header and *groups*, which are those of a table's columns."""
         header = {field: getattr(self, field) for field in _HEADER}
         return {"header": header, **{group: getattr(self, group) for group in groups}}
-
-    @_lazy
-    def _metadata(self):
-        return self._read_json("metadata.json") or {}
 
     @_lazy
     def _scheduler(self):
@@ -4138,10 +4130,10 @@ class ExperimentReader:
         """Return the first line of STATUS and, if there are more, the last."""
 
         def parse(content):
-            lines = content.decode("utf-8", "replace").strip().split("\n")
-            if not lines[0]:
+            first, _, rest = content.decode("utf-8", "replace").strip().partition("\n")
+            if not first:
                 raise ValueError("is empty")
-            return lines[0].strip(), lines[-1].strip() if len(lines) > 1 else ""
+            return first.strip(), rest.rpartition("\n")[2].strip()
 
         return self._read("STATUS", parse) or ("UNKNOWN", "")
 
@@ -4161,13 +4153,12 @@ class ExperimentReader:
                 return self._describe_end(attempt, is_running)
             # It may have ended since STATUS was read, or gone on in another process: look once more.
             seen = attempt
-            for name in ("metadata", "_metadata", "attempts"):
-                self.__dict__.pop(name, None)
+            self.__dict__.pop("metadata", None)
 
     @_lazy
     def _explanation(self):
         """The message with the evidence of what ended the run, and the cause."""
-        outcome, metadata = self._outcome, self._metadata  # read by many threads at once, unlike the evidence
+        outcome, metadata = self._outcome, self.metadata  # read by many threads at once, unlike the evidence
         with self._lock:
             return _find_cause(self.curexpdir, outcome, metadata, self._scheduler)
 
@@ -4356,12 +4347,14 @@ class Experiments:
 
 def _find_directory(project_directory):
     """Find the directory 'experiments' in *project_directory* or above it, up to the top of the project."""
-    start = folder = _find_original(project_directory)
-    while not os.path.isdir(os.path.join(folder, "experiments")):
-        if os.path.exists(os.path.join(folder, ".git")) or folder == os.path.dirname(folder):
-            raise QueryException(f"There is no directory 'experiments' in {start} or its project: name one.")
-        folder = os.path.dirname(folder)
-    return os.path.join(folder, "experiments")
+    start = _find_original(project_directory)
+    for folder in _list_parents(start):
+        path = os.path.join(folder, "experiments")
+        if os.path.isdir(path):
+            return path
+        if _is_there(folder, ".git"):
+            break
+    raise QueryException(f"There is no directory 'experiments' in {start} or its project: name one.")
 
 
 # === Queries ==================================================================
