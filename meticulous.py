@@ -628,7 +628,7 @@ def _read(get, key):
 
 
 def _is_instance(value, *names):
-    """Return whether *value* is an instance of one of the classes *names*, where their modules are imported."""
+    """Return whether *value* is of one of the classes *names*, whose modules may not be imported."""
     parts = (name.rpartition(".") for name in names)
     return isinstance(value, tuple(getattr(sys.modules.get(module), name, ()) for module, _, name in parts))
 
@@ -981,7 +981,7 @@ class _Scheduler:
 
 
 def _run_slurm(command):
-    """Return what a command of Slurm, without spaces in its words, prints; times are seconds since the epoch."""
+    """Return what a command of Slurm prints; its times are seconds since the epoch."""
     from subprocess import DEVNULL, check_call
     from tempfile import TemporaryFile
 
@@ -1275,6 +1275,7 @@ def _ask_word(arguments, directory, *rest, **variables):
 
 
 # Patterns, what they mean if they match git's exit code, reason and stderr, and what to do. {} is the group.
+# The first that matches counts; the last always does.
 _REFUSALS = (
     (
         r"(?s)(git config --global --add safe\.directory .*\S)",
@@ -1313,9 +1314,8 @@ def _explain_refusal(answer, directory):
     for pattern, what, remedy in _REFUSALS:
         found = re.search(pattern, f"{answer.code} {reason}\n{answer.stderr}")
         if found:
-            break
-    explanation = f"{what}.\n{remedy}".format(*found.groups(), reason=reason)
-    return GitException(f"{directory} {explanation}{_OR_NORECORD}.")
+            explanation = f"{what}.\n{remedy}".format(*found.groups(), reason=reason)
+            return GitException(f"{directory} {explanation}{_OR_NORECORD}.")
 
 
 def _is_there(folder, name):
