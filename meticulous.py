@@ -134,7 +134,7 @@ class MeticulousException(Exception):
 
     def __str__(self) -> str:
         # The user's code may raise one, too, with any arguments.
-        if self._parts and len(self.args) != len(self._parts):
+        if not vars(self).keys() >= set(self._parts):
             return super().__str__()
         # The last line is ours: the remedy. Those above name files and values.
         text, end, remedy = self._message().rpartition("\n")
@@ -224,8 +224,7 @@ class InvalidIdException(MeticulousException, ValueError):
     _parts = "experiment_id", "reason"
 
     def _message(self) -> str:
-        shown = repr(self.experiment_id)
-        shown = shown if len(shown) <= 60 else shown[:57] + "..."
+        shown = f"{self.experiment_id!r:.60}"
         return f"{shown} can't be an experiment id: {self.reason}. Use letters, digits, '-' and '_'."
 
 
@@ -234,14 +233,11 @@ class InvalidArgsException(MeticulousException, ValueError):
 
 
 class FolderException(MeticulousException, OSError):
-    """A file or folder that can't be used: an OSError too, with its errno where the system gave one."""
+    """A file or folder that can't be used: an OSError too, its errno None where the system gave none."""
 
-    def __init__(self, path: str, reason: str, code: "Optional[int]" = None) -> None:
-        super().__init__(code, reason, path)
-        self.path, self.reason = path, reason
-
-    def __reduce__(self) -> "Any":
-        return type(self), (self.path, self.reason, self.errno), vars(self)
+    reason: str
+    path: str
+    _parts = "errno", "reason", "path"
 
     def _message(self) -> str:
         return f"{self.path} {self.reason}"
@@ -426,11 +422,11 @@ def _load_mapping(path):
         content = _read_if_there(path)
         value = {} if content is None else json.loads(content.decode("utf-8"))
     except OSError as error:
-        raise FolderException(path, f"can't be read: {_explain(error)}.", error.errno) from error
+        raise FolderException(error.errno, f"can't be read: {_explain(error)}.", path) from error
     except (ValueError, RecursionError) as error:
-        raise FolderException(path, f"can't be read ({error}): fix it, or move it away.") from error
+        raise FolderException(None, f"can't be read ({error}): fix it, or move it away.", path) from error
     if not isinstance(value, dict):
-        raise FolderException(path, "does not hold a JSON object: fix it, or move it away.")
+        raise FolderException(None, "does not hold a JSON object: fix it, or move it away.", path)
     return value
 
 
@@ -444,9 +440,9 @@ def _make_directories(path, undo):
     except FileExistsError:
         # Another start made it in the meantime, or it is a file (a broken link counts as one).
         if not os.path.isdir(path):
-            raise FolderException(path, "is not a directory: name another, or move it.") from None
+            raise FolderException(None, "is not a directory: name another, or move it.", path) from None
     except OSError as error:
-        raise FolderException(path, f"can't be made: {_explain(error)}.", error.errno) from error
+        raise FolderException(error.errno, f"can't be made: {_explain(error)}.", path) from error
     else:
         undo.callback(_try, os.rmdir, path)
 
@@ -1516,7 +1512,7 @@ def _read_writable(path):
     """Return the content of the file *path*, b"" if there is none; raise OSError if it is read-only."""
     is_there = os.path.lexists(path)
     if os.path.islink(path) or not os.access(path if is_there else os.path.dirname(path), os.W_OK):
-        raise FolderException(path, "is a symbolic link or can't be written.")
+        raise FolderException(None, "is a symbolic link or can't be written.", path)
     return _read_file(path) if is_there else b""
 
 
@@ -3066,7 +3062,7 @@ def _check_resumable(folder, args, work_tree, head):
     """Raise what forbids resuming the experiment in *folder* with *args* on the commit *head*."""
     names = os.listdir(folder)  # which makes a network file system forget that it was not there
     if "args.json" not in names:
-        raise FolderException(folder, "has files but no args.json: take another id, or move it away.")
+        raise FolderException(None, "has files but no args.json: take another id, or move it away.", folder)
     differences = _find_differences(_load_mapping(os.path.join(folder, "args.json")), args)
     if differences:
         raise MismatchedArgsException(folder, differences)
@@ -3112,7 +3108,7 @@ def _explain_refused_write(error, directory):
             "\nIf a group shares it, its owner may run `chmod g+ws` on it, and each member `umask 002`; "
             "or name another experiments_directory."
         )
-    return FolderException(path, reason, error.errno)
+    return FolderException(error.errno, reason, path)
 
 
 def _replace_not_finite(match):
@@ -3538,7 +3534,7 @@ class Experiment:
         except OSError as error:
             if getattr(error, "path", None) == path:
                 raise
-            raise FolderException(path, f"can't be written: {_explain(error)}.", error.errno) from error
+            raise FolderException(error.errno, f"can't be written: {_explain(error)}.", path) from error
 
     def _merge_summary(self, path, given):
         """Add *given* to the file *path*; return False if that belongs to a later attempt."""
@@ -4194,7 +4190,7 @@ def _list_folders(directory):
         with os.scandir(directory) as entries:
             return [entry.path for entry in entries if entry.name[0] != "." and _is_experiment(entry)]
     except OSError as error:
-        raise FolderException(directory, f"can't be listed: {_explain(error)}.", error.errno) from error
+        raise FolderException(error.errno, f"can't be listed: {_explain(error)}.", directory) from error
 
 
 def _is_experiment(entry):
@@ -6289,7 +6285,7 @@ def _export(path, name, rows, columns, levels, is_flat):
         else:
             _to_dataframe(rows, levels, is_flat, columns).to_pickle(path)
     except OSError as error:
-        raise FolderException(path, f"can't be written: {_explain(error)}.", error.errno) from error
+        raise FolderException(error.errno, f"can't be written: {_explain(error)}.", path) from error
 
 
 def _format_problems(problems, what):
