@@ -721,7 +721,8 @@ def test_processes_of_a_start(repo, work_in, monkeypatch, ignored, commands):
     run_git = meticulous._git
 
     def run(command, *rest):
-        seen.append(next(word for word in command if word != "-c" and "=" not in word))
+        words = command.split() if isinstance(command, str) else command
+        seen.append(next(word for word in words if word != "-c" and "=" not in word))
         return run_git(command, *rest)
 
     monkeypatch.setattr(meticulous, "_git", run)
@@ -1045,7 +1046,7 @@ def test_lock_that_comes_after_the_commit(repo, work_in, monkeypatch):
     run_git = meticulous._git
 
     def run(command, *rest):
-        if command[0] == "reset":
+        if command == "reset -q -- .gitignore":
             lock.write_text("")
         return run_git(command, *rest)
 
