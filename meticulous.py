@@ -414,6 +414,14 @@ def _read_if_there(path):
         return None
 
 
+def _read_text(path, limit=None):
+    """Return the text of a file, or of its last *limit* bytes, its end stripped; '' if it can't be read."""
+    try:
+        return _read_file(path, limit).decode("utf-8", "replace").rstrip()
+    except OSError:
+        return ""
+
+
 def _load_mapping(path):
     """Read a JSON object; a missing one is empty. Raises FolderException if it is something else."""
     import json
@@ -616,9 +624,9 @@ def _convert_key(key):
     return plain if isinstance(plain, str) else _describe(key)
 
 
-def _read(get, key):
+def _read(get, *arguments):
     try:
-        return get(key)
+        return get(*arguments)
     except Exception as error:  # for example omegaconf's MissingMandatoryValue
         return f"<unreadable: {type(error).__name__}>"
 
@@ -652,7 +660,7 @@ def _take_apart(value):
         names = [field.name for field in sys.modules["dataclasses"].fields(value)]
     else:
         return _describe(value)
-    return {name: _read(lambda name: getattr(value, name), name) for name in names}
+    return {name: _read(getattr, value, name) for name in names}
 
 
 def _describe(value):
@@ -704,16 +712,8 @@ _RANKS = (
 _COMPARED_VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "PYTHONHASHSEED")
 _OUTSIDE_CONTAINERS = "pid:[4026531836]"  # the number that Linux gives to the first pid namespace
 _SILENCE_S = 600  # a process whose state is unknown counts as dead after so long without a sign of life
-_SLURM_TIMEOUT_S = 10  # of each command
+_TIMEOUT_S = 10  # of each command of Slurm
 _SLURM_ANSWER_LIFE_S = 10
-
-
-def _read_text(path, limit=None):
-    """Return the text of a file, or of its last *limit* bytes, its end stripped; '' if it can't be read."""
-    try:
-        return _read_file(path, limit).decode("utf-8", "replace").rstrip()
-    except OSError:
-        return ""
 
 
 def _read_link(path):
@@ -932,14 +932,31 @@ def _is_pid_running(process):
 
 def _was_started_before(pid, epoch):
     """Return whether process *pid* began before *epoch*, as ps(1) says; True if it doesn't say (macOS)."""
-    from subprocess import DEVNULL, SubprocessError, check_output
+    from subprocess import SubprocessError
 
     try:
-        command = ["ps", "-o", "lstart=", "-p", str(pid)]
-        answer = check_output(command, env=dict(os.environ, LC_ALL="C"), stderr=DEVNULL, timeout=5)
-        return time.mktime(time.strptime(answer.decode().strip())) <= epoch + 2
+        start = time.strptime(_run_program(f"ps -o lstart= -p {pid}").strip())
+        return time.mktime(start) <= epoch + 2
     except (OSError, SubprocessError, TypeError, ValueError):
         return True
+
+
+def _run_program(command):
+    """Return what ps or a command of Slurm prints, in English; Slurm's times are seconds since the epoch."""
+    from subprocess import DEVNULL, check_call
+    from tempfile import TemporaryFile
+
+    # These variables are defaults for options, which hide jobs or ask other clusters.
+    foreign = ("SQUEUE_", "SLURM_CLUSTERS")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    environment.update(LC_ALL="C", SLURM_TIME_FORMAT="%s")
+    # Not a pipe: after a timeout Python 3.6 waits for all that hold it, such as the children of a wrapper.
+    with TemporaryFile() as file:
+        check_call(
+            command.split(), env=environment, stdin=DEVNULL, stdout=file, stderr=DEVNULL, timeout=_TIMEOUT_S
+        )
+        file.seek(0)
+        return file.read().decode("utf-8", "replace")
 
 
 class _Scheduler:
@@ -979,25 +996,6 @@ class _Scheduler:
         return True if state in ("RUNNING", "SUSPENDED") else None
 
 
-def _run_slurm(command):
-    """Return what a command of Slurm prints; its times are seconds since the epoch."""
-    from subprocess import DEVNULL, check_call
-    from tempfile import TemporaryFile
-
-    # These variables are defaults for options, which hide jobs or ask other clusters.
-    foreign = ("SQUEUE_", "SLURM_CLUSTERS")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-    environment["SLURM_TIME_FORMAT"] = "%s"
-    # Not a pipe: after a timeout Python 3.6 waits for all that hold it, such as the children of a wrapper.
-    with TemporaryFile() as file:
-        check_call(
-            command.split(), env=environment, stdin=DEVNULL, stdout=file, stderr=DEVNULL,
-            timeout=_SLURM_TIMEOUT_S,
-        )  # fmt: skip
-        file.seek(0)
-        return file.read().decode("utf-8", "replace")
-
-
 def _ask_slurm():
     """Return the cluster's name, {job id: (state, restarts)} of this user's jobs, and the ids of their steps.
 
@@ -1008,13 +1006,13 @@ def _ask_slurm():
     # --all: also the jobs in partitions that are hidden from this user.
     squeue = f"squeue --noheader --all --user={os.getuid()} --Format="
     try:
-        cluster = "".join(re.findall(r"(?m)^ClusterName *= *(\S+)", _run_slurm("scontrol show config")))
-        jobs = re.findall(r"(?m)^(\d+) +(\w+) +(\d+)", _run_slurm(squeue + "jobid,state,restartcnt"))
+        cluster = "".join(re.findall(r"(?m)^ClusterName *= *(\S+)", _run_program("scontrol show config")))
+        jobs = re.findall(r"(?m)^(\d+) +(\w+) +(\d+)", _run_program(squeue + "jobid,state,restartcnt"))
         # The id of a step begins with that of the array, if its job is part of one: 1230_4.0.
-        steps = re.findall(r"(?m)^(\d+) .*\.(\w+)", _run_slurm(squeue + "jobid,stepid:50 --steps"))
+        steps = re.findall(r"(?m)^(\d+) .*\.(\w+)", _run_program(squeue + "jobid,stepid:50 --steps"))
         return cluster, {job: (state, int(restarts)) for job, state, restarts in jobs}, steps
     except TimeoutExpired:
-        _warn(f"Slurm has not answered for {_SLURM_TIMEOUT_S} s: what it knows of running jobs is left out.")
+        _warn(f"Slurm has not answered for {_TIMEOUT_S} s: what it knows of running jobs is left out.")
     except (OSError, SubprocessError):
         pass
     return "", {}, []
@@ -1415,9 +1413,10 @@ def _read_state(work_tree, at_once, with_untracked=False, folders=()):
     """
     from types import SimpleNamespace
 
-    heads = []
+    head: "Any" = None
 
     def read_head():
+        nonlocal head
         # The second is the tree of this directory: the commit's exactly if git agrees that this is the top.
         names = ["HEAD", "HEAD:./", *(f"HEAD:{folder}".replace(os.sep, "/") for folder in folders)]
         (sha, commit), (tree, _), *others = _read_objects(work_tree, names)
@@ -1427,9 +1426,7 @@ def _read_state(work_tree, at_once, with_untracked=False, folders=()):
             )
         if commit.startswith(f"tree {tree}\n".encode()):
             trees = {folder: _parse_tree(raw, len(sha)) for folder, (_, raw) in zip(folders, others)}
-            heads.append(
-                SimpleNamespace(sha=sha, message=_parse_commit(commit), work_tree=work_tree, trees=trees)
-            )
+            head = SimpleNamespace(sha=sha, message=_parse_commit(commit), work_tree=work_tree, trees=trees)
 
     if not at_once:
         read_head()
@@ -1438,10 +1435,8 @@ def _read_state(work_tree, at_once, with_untracked=False, folders=()):
     status = "-c status.renames=false status --porcelain -z -b --ignore-submodules=untracked "
     status += "-uall" if with_untracked else "-uno"
     output = _ask_git(status, work_tree, b"##", b"", read_head if at_once else None)
-    if not heads:
-        return None
-    head = heads[0]
-    head.changed, head.snapshot, head.patch = _parse_status(output), None, b""
+    if head:
+        head.changed, head.snapshot, head.patch = _parse_status(output), None, b""
     return head
 
 
@@ -3782,7 +3777,7 @@ def _list_ends():
     ends = {}
     for command, options in commands.items():
         try:
-            output = _run_slurm(f"{command} --user={os.getuid()} {options}")
+            output = _run_program(f"{command} --user={os.getuid()} {options}")
             ends[command] = sorted(re.findall(row, output))
         except (OSError, SubprocessError):
             pass

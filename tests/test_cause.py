@@ -263,7 +263,7 @@ def test_slurm_that_does_not_answer_is_asked_once_and_given_up(repo, tmp_path, m
     slurm(f'echo "${{0##*/}}" >> {tmp_path}/asked\nexec sleep 600')
     leave_a_job(repo)
     leave_a_job(repo)
-    monkeypatch.setattr(meticulous, "_SLURM_TIMEOUT_S", 1)
+    monkeypatch.setattr(meticulous, "_TIMEOUT_S", 1)
     rows = meticulous.Experiments(experiments_directory=str(repo.path / "experiments")).rows()
     assert [row["header.cause"] for row in rows] == ["unknown", "unknown"]
     assert sorted((tmp_path / "asked").read_text().split()) == ["sacct", "squeue"]
@@ -287,7 +287,7 @@ def test_slurm_is_asked_once_by_each_command(tmp_path, monkeypatch, slurm, words
 def test_child_of_a_wrapper_around_slurm_is_not_waited_for(repo, tmp_path, monkeypatch, slurm):
     slurm(f"sleep 60 & echo $! >> {tmp_path}/pids\nwait")
     leave_a_job(repo)
-    monkeypatch.setattr(meticulous, "_SLURM_TIMEOUT_S", 1)
+    monkeypatch.setattr(meticulous, "_TIMEOUT_S", 1)
     assert find(repo)[1] == "unknown"
     pids = (tmp_path / "pids").read_text().split()
     for pid in pids:

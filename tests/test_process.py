@@ -420,7 +420,7 @@ def test_scheduler_that_is_not_there_says_nothing(monkeypatch, tmp_path):
 
 
 def test_scheduler_that_hangs_does_not_hang_us(slurm, monkeypatch, capsys):
-    monkeypatch.setattr(meticulous, "_SLURM_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(meticulous, "_TIMEOUT_S", 0.2)
     slurm(body="sleep 2 & exec sleep 2")
     scheduler = meticulous._Scheduler()
     for _ in range(2):
