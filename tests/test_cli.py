@@ -823,7 +823,9 @@ def test_a_file_that_can_not_be_used_is_named_in_one_line(run, directory, words)
     code, _, err = run(*words)
     assert code == 2 and err.count("\n") == 1 and not err.endswith("..\n")
     assert (
-        "metadata.json does not hold" if words[0] == "describe" else words[-1] + " can't be written"
+        "metadata.json can't be read (holds a list"
+        if words[0] == "describe"
+        else words[-1] + " can't be written"
     ) in err
 
 

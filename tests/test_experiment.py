@@ -454,8 +454,8 @@ for thread in threads: thread.join()
                 print(error.errno, error)
             """
         )
-        words = f"{errno.EISDIR} {folder / 'args.json'} can't be read: Is a directory.\n"
-        assert result.stdout == words, result
+        words = f"{errno.EISDIR} {folder / 'args.json'} can't be read (Is a directory)"
+        assert result.stdout == words + ": fix it, or move it away.\n", result
 
 
 class TestBadInput:
