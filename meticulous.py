@@ -516,12 +516,10 @@ def _claim_path(directory, number):
 def _claim_id(directory, number):
     """Claim the integer id *number*; return the file server's time, None if it was assigned before."""
     try:
-        file = os.open(_claim_path(directory, number), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        with open(_claim_path(directory, number), "xb") as file:  # O_CREAT | O_EXCL: one process succeeds
+            return os.fstat(file.fileno()).st_mtime
     except FileExistsError:
         return None
-    now = os.fstat(file).st_mtime
-    os.close(file)
-    return now
 
 
 def _claim_ids(directory, undo):
@@ -546,7 +544,7 @@ def _claim_ids(directory, undo):
             path = _claim_path(directory, number)
             undo.callback(_try, os.unlink, path)
             # The largest id's claim stays: nothing else remembers that id if our claim is removed again.
-            kept = os.path.basename(_claim_path(directory, largest))
+            kept = _CLAIM_PREFIX + b"%d" % largest
             _sweep(os.fsencode(directory), [name for name in hidden if name != kept], now)
             yield number
 
@@ -1397,10 +1395,10 @@ def _parse_tree(raw, digits):
 def _parse_status(output):
     """Return the paths in the output of `git status --porcelain -z -b`, each with its two letters."""
     changed = {}
-    entries = iter(output.split(b"\0")[1:-1])
+    entries = iter(output.decode("utf-8", "surrogateescape").split("\0")[1:-1])
     for entry in entries:
-        code = entry[:2].decode()
-        changed[entry[3:].decode("utf-8", "surrogateescape")] = code
+        code = entry[:2]
+        changed[entry[3:]] = code
         if "R" in code or "C" in code:
             next(entries)  # the name before renaming or copying
     return changed
