@@ -3798,11 +3798,11 @@ def _list_ends():
 
 def _list_runs(directory):
     """Return {id: (path of its log, job, restarts of the job, size of the log then, start, local start)}."""
-    runs = {}
     try:
         names = os.listdir(directory)
     except OSError:
-        names = []
+        return {}
+    runs = {}
     for name in names:
         try:
             metadata = _load_mapping(os.path.join(directory, name, "metadata.json"))
@@ -3834,16 +3834,16 @@ def _read_slurm_lines(name, step, runs):
 
 
 def _find_limit(folder, attempt, runs):
-    """Return the latest time, local and since the epoch, of what can have ended *attempt* in *folder*."""
+    """Return the latest time, since the epoch and local, of what can have ended *attempt* in *folder*."""
     end_time, seconds = attempt.get("end-time"), attempt.get("duration-seconds")
     if end_time:
         # What Slurm did long after the end is not its cause.
         end = attempt["start-epoch"] + seconds if _is_number(seconds) else _parse_time(end_time) or 0
-        return str(end_time), end + _KILL_WAIT_S
+        return end + _KILL_WAIT_S, str(end_time)
     # Nor is what it did to the next run in the same job, unless both ran at once.
     job, silence = attempt["slurm-job-id"], _last_sign_of_life(folder) or float("inf")
-    later = [(local, start) for _, of, _, _, start, local in runs if of == job and start > silence]
-    return min(later, key=lambda times: times[1], default=("9", float("inf")))
+    later = [times for _, of, _, _, *times in runs if of == job and times[0] > silence]
+    return min(later, default=(float("inf"), "9"))
 
 
 def _list_evidence(folder, attempt, kills, scheduler):
@@ -3853,7 +3853,7 @@ def _list_evidence(folder, attempt, kills, scheduler):
         step, start_time = attempt.get("slurm-step-id", "batch"), str(attempt.get("start-time", ""))[:19]
         directory, name = os.path.split(os.path.abspath(folder))
         runs = scheduler.recall(_list_runs, directory)
-        end_time, latest = _find_limit(folder, attempt, runs.values())
+        latest, end_time = _find_limit(folder, attempt, runs.values())
         for line, at in _read_slurm_lines(name, step, runs):
             if not at or start_time <= at <= end_time:  # all are local times of the node
                 yield "job log", line
