@@ -3747,10 +3747,12 @@ def _cut(text, width):
     # No character takes less than a cell for long, so that what is much longer need not be measured.
     if len(text) <= 4 * width and _width(text) <= width:
         return text
-    from itertools import accumulate
 
     def keep(text, width):
-        return text[: sum(total <= width for total in accumulate(map(_width, text[:width])))]
+        text = text[:width]
+        while _width(text) > width:
+            text = text[:-1]
+        return text
 
     dots = "..."[:width]
     right = (width - len(dots)) // 2
@@ -3896,7 +3898,7 @@ def _find_cause(folder, outcome, metadata, scheduler):
 
 _WAIT_S = 2  # seconds until a message says that Slurm is waited for
 _FRESH_S = 60  # a sign of life that is younger contradicts a scheduler
-_HEADER = ("expid", "sha", "start_time", "status", "status_message", "cause")
+_HEADER = "expid sha start_time status status_message cause"
 # A job, a task of an array, a component of a heterogeneous job, a step.
 _JOB_NAMES = (
     "{slurm-job-id} {slurm-array-job-id} {slurm-array-job-id}_{slurm-array-task-id} {slurm-het-job-id}"
@@ -4097,7 +4099,7 @@ class ExperimentReader:
 
     def df_vars(self, groups: "Sequence[str]" = _GROUPS[1:]) -> "Dict[str, Any]":
         """Return the header and *groups*, which are those of a table's columns."""
-        header = {field: getattr(self, field) for field in _HEADER}
+        header = {field: getattr(self, field) for field in _HEADER.split()}
         return {"header": header, **{group: getattr(self, group) for group in groups}}
 
     @_lazy
