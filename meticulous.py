@@ -569,7 +569,7 @@ def _sweep(directory, names, now):
 
 
 # === Values ===================================================================
-# Give every value a form in JSON, the same in every run.
+# Convert any value to JSON, to the same in every run.
 
 _ADDRESS = r" at 0x[0-9A-Fa-f]+"
 _DEEPEST = 100  # levels; the limit of json depends on its version, and on how deep its caller is
@@ -644,7 +644,7 @@ def _read(get, *arguments):
 
 
 def _is_instance(value, *names):
-    """Return whether *value* is of one of the classes *names*, whose modules may not be imported."""
+    """Return whether *value* is an instance of one of the classes *names*; their modules are not imported."""
     parts = (name.rpartition(".") for name in names)
     return isinstance(value, tuple(getattr(sys.modules.get(module), name, ()) for module, _, name in parts))
 
@@ -701,6 +701,10 @@ def _describe_set(values):
     return "{%s}" % ", ".join(map(str, parts)) if parts else "set()"
 
 
+def _differ(value, other):
+    return value != other and repr(value) != repr(other)  # NaN, also in a list, is not a difference
+
+
 # === Process ==================================================================
 # Describe this process and its job, and determine whether the process that owns a folder still runs.
 
@@ -725,7 +729,7 @@ _COMPARED_VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "PYTHONHASHSEE
 _OUTSIDE_CONTAINERS = "pid:[4026531836]"  # the number that Linux gives to the first pid namespace
 _SILENCE_S = 600  # a process whose state is unknown counts as dead after so long without a sign of life
 _TIMEOUT_S = 10  # of each command of Slurm
-_SLURM_ANSWER_LIFE_S = 10
+_SLURM_ANSWER_LIFE_S = 10  # after that Slurm is asked again
 
 
 def _read_link(path):
@@ -3067,8 +3071,7 @@ def _find_differences(recorded, current):
     for name in sorted(recorded.keys() & current.keys()) + sorted(recorded.keys() ^ current.keys()):
         values = [args.get(name, missing) for args in (recorded, current)]
         was, now = ("not there" if value is missing else repr(value) for value in values)
-        # By their texts too, because NaN differs from itself.
-        if was != now and values[0] != values[1]:
+        if _differ(*values):
             differences.append(f"{name!r} was {was}, now {now}")
     return differences
 
@@ -3659,7 +3662,7 @@ class Experiment:
 
 
 # === Text =====================================================================
-# Turn single values into text.
+# Format single values.
 
 
 def _parse_time(text):
@@ -3692,10 +3695,6 @@ def _is_missing(value):
 
 def _is_number(value):
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _differ(value, other):
-    return value != other and repr(value) != repr(other)  # NaN, also in a list, is not a difference
 
 
 def _dump_json(value, **options):
