@@ -459,14 +459,13 @@ def _make_directories(path, undo):
     _make_directories(os.path.dirname(path), undo)
     try:
         os.mkdir(path)
+        undo.callback(_try, os.rmdir, path)
     except FileExistsError:
         # Another start made it in the meantime, or it is a file (a broken link counts as one).
         if not os.path.isdir(path):
             raise FolderException(None, "is not a directory: name another, or move it.", path) from None
     except OSError as error:
         raise FolderException(error.errno, f"can't be made: {_explain(error)}.", path) from error
-    else:
-        undo.callback(_try, os.rmdir, path)
 
 
 def _check_id(experiment_id):
@@ -823,11 +822,11 @@ def _describe_place():
     """Describe where this process runs, for people: a white list, never the complete environment."""
     log_file = _read_link("/proc/self/fd/1")
     has_log = os.path.isfile(log_file)
-    place = {
+    place = {  # of os.uname() the system, its release and the machine
         "host": _read_host() or None,
         "user": _read_user(),
         "python": sys.version.split()[0],
-        "platform": " ".join(os.uname()[i] for i in (0, 2, 4)) if hasattr(os, "uname") else sys.platform,
+        "platform": " ".join(os.uname()[::2]) if hasattr(os, "uname") else sys.platform,
         # An empty string counts, because it hides all of them.
         "gpus": next((os.environ[name] for name in _GPUS if name in os.environ), None),
         "log-file": log_file if has_log else None,
@@ -878,7 +877,7 @@ def _measure_usage():
     except ImportError:  # Windows
         return time.process_time(), 0
     own, children = getrusage(RUSAGE_SELF), getrusage(RUSAGE_CHILDREN)
-    cpu = sum((own.ru_utime, own.ru_stime, children.ru_utime, children.ru_stime))
+    cpu = own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
     # ru_maxrss is in bytes on macOS, in KiB elsewhere (getrusage(2)).
     return cpu, max(own.ru_maxrss, children.ru_maxrss) * (1 if sys.platform == "darwin" else 1024)
 
@@ -891,8 +890,9 @@ def _find_rank():
     for names in map(str.split, _RANKS):
         values = [os.environ.get(name, "") for name in names]
         # Where Slurm's MpiDefault is pmi2, srun sets PMI_RANK for every program, and PMI_JOBID with it.
-        is_by_srun = "PMI_JOBID" in os.environ and values[0] == os.environ.get("SLURM_STEP_NUM_TASKS")
-        if all(map(str.isdecimal, values)) and not ("PMI_RANK" in names and is_by_srun):
+        is_pmi2 = "PMI_RANK" in names and "PMI_JOBID" in os.environ
+        is_by_srun = is_pmi2 and values[0] == os.environ.get("SLURM_STEP_NUM_TASKS")
+        if all(map(str.isdecimal, values)) and not is_by_srun:
             size, *ranks = map(int, values)
             if size > 1:
                 return max(ranks), size, names[-1]
@@ -914,8 +914,8 @@ def _is_running(process, scheduler=None):
     if _agree(process, here, "host", "boot", "pid-namespace"):
         return _is_pid_running(process)
     # Containers don't count: on many machines they are called localhost and have their image's machine-id.
-    is_contained = "machine" not in here or here.get("pid-namespace") != _OUTSIDE_CONTAINERS
-    if not is_contained and _agree(process, here, "host", "machine", "pid-namespace"):
+    is_outside = "machine" in here and here.get("pid-namespace") == _OUTSIDE_CONTAINERS
+    if is_outside and _agree(process, here, "host", "machine", "pid-namespace"):
         return False  # the machine was started again since
     if "slurm-job-id" in here and _agree(process, here, "slurm-job-id", "slurm-cluster-name"):
         # Slurm ends the processes of a job before it starts the job again.
@@ -939,7 +939,7 @@ def _is_pid_running(process):
         pass  # it is there, and another user's
     # Below `unshare --pid` /proc may still be the outer namespace's, with other processes at the same pids.
     is_our_proc = _read_link("/proc/self") == str(os.getpid())
-    state, start, stack = _read_stat(pid) if is_our_proc else ("", None, None)
+    state, start, stack = _read_stat(pid if is_our_proc else "none")
     if not state:
         return "process-start" in process or _was_started_before(pid, process.get("start-epoch"))
     has_executed = stack and process.get("process-stack", stack) != stack
