@@ -1465,8 +1465,9 @@ _OPERATIONS = "BISECT_LOG rebase-merge rebase-apply MERGE_HEAD CHERRY_PICK_HEAD 
 
 def _find_ignorable_path(work_tree, directory):
     """Return the path of *directory*, of the link if it is one, in *work_tree*; None if it is outside."""
-    parent, top = os.path.realpath(os.path.dirname(directory)), os.path.realpath(work_tree)
-    path = os.path.relpath(os.path.join(parent, os.path.basename(directory)), top).replace(os.sep, "/")
+    parent, name = os.path.split(directory)
+    top = os.path.realpath(work_tree)
+    path = os.path.relpath(os.path.join(os.path.realpath(parent), name), top).replace(os.sep, "/")
     if {".", ".git"} & set(os.path.relpath(os.path.realpath(directory), top).split(os.sep)):
         problem = "is the whole work tree or inside .git"
     elif (path + "/").startswith("../"):
@@ -3966,7 +3967,7 @@ class ExperimentReader:
 
     @_lazy
     def args(self) -> "Dict[str, Any]":
-        return self._read("args.json", _parse_object) or {}
+        return self._read("args.json") or {}
 
     @_lazy
     def default_args(self) -> "Optional[Dict[str, Any]]":
@@ -3982,14 +3983,14 @@ class ExperimentReader:
         """The content of metadata.json, with the command as one string."""
         from shlex import quote
 
-        metadata = self._read("metadata.json", _parse_object) or {}
+        metadata = self._read("metadata.json") or {}
         if isinstance(metadata.get("command"), list):
             metadata["command"] = " ".join(quote(str(word)) for word in metadata["command"])
         return metadata
 
     @_lazy
     def summary(self) -> "Dict[str, Any]":
-        return self._read("summary.json", _parse_object) or {}
+        return self._read("summary.json") or {}
 
     @_lazy
     def status(self) -> str:
@@ -4105,7 +4106,7 @@ class ExperimentReader:
     def _scheduler(self):
         return _Scheduler()
 
-    def _read(self, name, parse):
+    def _read(self, name, parse=_parse_object):
         """Return what *parse* makes of the file *name*; None, and a note, if that fails."""
         try:
             return parse(_read_file(self.curexpdir + "/" + name))
