@@ -754,7 +754,9 @@ def test_steps_that_fall_back_in_one_attempt_are_kept(directory):
 
 def test_folders_are_read_alike_by_threads(directory, monkeypatch):
     for number in range(20, 60):
-        write_experiment(directory, number, status="RUNNING" if number % 2 else "SUCCESS")
+        folder = write_experiment(directory, number, status="RUNNING" if number % 2 else "SUCCESS")
+        for path in folder.iterdir():
+            os.utime(str(path), (2, 2))  # their age, which the message tells, is the same for an hour
     expected = meticulous._load_rows(str(directory), meticulous._GROUPS[1:], 0)
     names = list(read(directory).experiments)
     monkeypatch.setattr(meticulous, "_SLOW_S", float("-inf"))
