@@ -2084,7 +2084,7 @@ def _find_defaults(parsers, converted):
         found: "Dict[str, Any]" = {}
         for action in parser._actions:
             # By identity: a default may be an array, which compares its elements.
-            is_left_out = any(part is argparse.SUPPRESS for part in (action.dest, action.default))
+            is_left_out = action.dest == argparse.SUPPRESS or action.default is argparse.SUPPRESS
             if action.option_strings and not is_left_out:
                 # As in parsing, the first of several options with one destination gives the default.
                 found.setdefault(action.dest, converted.get(action, _convert_default(action)))
