@@ -303,7 +303,7 @@ def _make_absolute(path):
         raise GitException("The current directory was deleted.\nChange to one that is there.") from error
 
 
-def _encodable(text, stream):
+def _make_encodable(text, stream):
     """Escape the characters of *text* that the encoding of *stream* lacks."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
@@ -319,7 +319,7 @@ def _show_controls(text):
 def _say(text):
     """Write *text* to stderr, if that works."""
     try:
-        sys.stderr.write(_encodable(text, sys.stderr))
+        sys.stderr.write(_make_encodable(text, sys.stderr))
         sys.stderr.flush()
     except Exception:
         # stderr may be None, closed, full or a broken replacement: not a reason to disturb the program.
@@ -3732,7 +3732,7 @@ def _format_value(value, digits=15):
     return "%.*g" % (digits, value) if isinstance(value, float) else _dump_cell(value)
 
 
-def _width(text):
+def _measure_width(text):
     """Return how many cells of a terminal *text* takes."""
     if len(text) == len(text.encode("utf-8", "replace")):  # all of it is ASCII
         return len(text)
@@ -3745,12 +3745,12 @@ def _cut(text, width):
     """Cut *text* to *width* cells of a terminal; '...' replaces its middle."""
     # Not its end, because paths and names differ there more often.
     # No character takes less than a cell for long, so that what is much longer need not be measured.
-    if len(text) <= 4 * width and _width(text) <= width:
+    if len(text) <= 4 * width and _measure_width(text) <= width:
         return text
 
     def keep(text, width):
         text = text[:width]
-        while _width(text) > width:
+        while _measure_width(text) > width:
             text = text[:-1]
         return text
 
@@ -4862,7 +4862,7 @@ def _format_cells(rows, column):
 def _pad(text, size, is_right):
     """Return *text* in *size* cells of a terminal."""
     text = _cut(text, size)
-    fill = " " * (size - _width(text))
+    fill = " " * (size - _measure_width(text))
     return fill + text if is_right else text + fill
 
 
@@ -4882,7 +4882,9 @@ def _fit_columns(columns, width):
         group = name.partition(".")[0]
         return -1 if name in firsts else [*groups, group].index(group)
 
-    widths = {name: (_width(c[0]), max(map(_width, c[1]), default=0)) for name, c in columns.items()}
+    widths = {
+        name: (_measure_width(c[0]), max(map(_measure_width, c[1]), default=0)) for name, c in columns.items()
+    }
     sizes: "Dict[str, int]"
     for most in _WIDEST_CELLS:
         left, sizes = width, {}
@@ -4917,7 +4919,7 @@ def _format_table(rows, columns, width=None, is_flat=False, colors=False, messag
         above, place = group, place + size + 2
     lines = ["  ".join(line).rstrip() for line in zip(*padded)]
     for number, message in enumerate(messages, 1):
-        left = min(limit, _LONGEST_LINE) - _width(lines[number]) - 2
+        left = min(limit, _LONGEST_LINE) - _measure_width(lines[number]) - 2
         if message and left > 9:
             lines[number] += "  " + _cut(_show_controls(message[:_LONGEST_LINE]), left)
     head = [line for line in (groups[:width], lines[0]) if line]
@@ -4948,11 +4950,11 @@ def _shorten_times(rows):
 def _format_pairs(title, pairs):
     """Yield a title and lines for each name and string, the strings below each other."""
     pairs = [(_show_controls(name), text) for name, text in pairs]
-    longest = max((_width(name) for name, _ in pairs), default=0)
+    longest = max((_measure_width(name) for name, _ in pairs), default=0)
     yield _show_controls(title) + ("" if pairs else ": none")
     for name, text in pairs:
         for line in text.rstrip("\n").split("\n"):
-            yield f"{name}{' ' * (longest - _width(name))}  {_show_controls(line)}"
+            yield f"{name}{' ' * (longest - _measure_width(name))}  {_show_controls(line)}"
             name = ""
 
 
@@ -5016,7 +5018,7 @@ def _describe_metrics(rows):
 
 def _draw_curve(values, width=40):
     """Draw *values* as a line of characters: each shows the extreme of its part, so that a spike stays."""
-    blocks = "▁▂▃▄▅▆▇█" if _encodable("█", sys.stdout) == "█" else "_.-~=+*#"
+    blocks = "▁▂▃▄▅▆▇█" if _make_encodable("█", sys.stdout) == "█" else "_.-~=+*#"
     low, high, mean, curve = min(values), max(values), sum(values) / len(values), ""
     size = -(-len(values) // width)
     for start in range(0, len(values), size):
@@ -5042,9 +5044,9 @@ def _print(options, lines, rows=(), names=None, **more):
     if options.json:
         lines = [_format_json(rows, names or _find_columns(rows), **more)]
     text = "".join(line + "\n" for line in lines)
-    if _encodable("±", sys.stdout) != "±":
+    if _make_encodable("±", sys.stdout) != "±":
         text = text.replace("±", "+-")
-    sys.stdout.write(_encodable(text, sys.stdout))
+    sys.stdout.write(_make_encodable(text, sys.stdout))
 
 
 # === Run ======================================================================
@@ -6272,7 +6274,7 @@ def _export(path, name, rows, columns, levels, is_flat):
     format_rows = _FORMATS[name]
     try:
         if path == "-":
-            sys.stdout.write(_encodable(format_rows(rows, columns), sys.stdout))
+            sys.stdout.write(_make_encodable(format_rows(rows, columns), sys.stdout))
         elif format_rows:
             # Into the file that is there, which may be a link, a pipe, or have permissions of its own.
             with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:

@@ -334,7 +334,7 @@ def test_a_table_is_cut_to_the_width_and_says_what_was_cut():
 def test_no_line_is_wider_than_the_terminal(width, texts, message):
     rows = [{f"args.{text}{number}": text for number, text in enumerate(texts)}]
     lines = meticulous._format_table(rows, list(rows[0]), width, messages=[message])
-    assert all(meticulous._width(line) <= width for line in lines)
+    assert all(meticulous._measure_width(line) <= width for line in lines)
 
 
 def test_a_message_follows_the_last_value_of_its_row():
