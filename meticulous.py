@@ -1048,8 +1048,7 @@ def _last_sign_of_life(folder):
 def _get_attempts(metadata):
     """Return the list of attempts in *metadata*; [] if the package wrote it, which knows of one only."""
     attempts = metadata.get("attempts")
-    is_list = isinstance(attempts, list) and all(isinstance(attempt, dict) for attempt in attempts)
-    return attempts if is_list else []
+    return [each for each in attempts if isinstance(each, dict)] if isinstance(attempts, list) else []
 
 
 def _attempt_path(folder, number):
