@@ -1489,7 +1489,7 @@ def _has_line(content, line, is_link=True):
     """Return whether .gitignore's *content* has *line*, maybe with slashes around it that change nothing."""
     strip = bytes.lstrip if is_link else bytes.strip  # a slash means directories; to git a link is not one
     lines = content.replace(b"\xef\xbb\xbf", b"").splitlines()
-    return os.fsencode(line) in (strip(line, b"/") for line in lines)
+    return os.fsencode(line) in (strip(each, b"/") for each in lines)
 
 
 def _add_line(content, line):
@@ -3859,8 +3859,8 @@ def _list_evidence(folder, attempt, kills, scheduler):
             if not at or start_time <= at <= end_time:  # all are local times of the node
                 yield "job log", line
         for command, rows in scheduler.recall(_list_ends).items():
-            for name, end, state, begin, cluster in rows:
-                is_ours = name in (str(job), f"{job}.{step}") and cluster == attempt.get("slurm-cluster-name")
+            for part, end, state, begin, cluster in rows:
+                is_ours = part in (str(job), f"{job}.{step}") and cluster == attempt.get("slurm-cluster-name")
                 if is_ours and int(begin or 0) <= start < int(end) + 1 <= latest:
                     yield command, state
     if kills:
