@@ -4500,20 +4500,18 @@ def _choose_args(rows, columns, mode):
 
 def _sort_rows(rows, columns, descending):
     """Sort by *columns*; numbers come before strings, rows without a value last."""
-    for column in reversed(columns):
-        # A cell of a group is a string.
-        values = [row.get(column + ".mean", row.get(column)) for row in rows]
-        pairs = [(_sort_key(value), row) for value, row in zip(values, rows) if not _is_missing(value)]
-        pairs.sort(key=lambda pair: pair[0], reverse=descending)
-        missing = [row for value, row in zip(values, rows) if _is_missing(value)]
-        rows = [row for _, row in pairs] + missing
-    return rows
 
+    def rank(row, column):
+        value = row.get(column + ".mean", row.get(column))  # a cell of a group is a string
+        if _is_missing(value):
+            return (not descending,)  # the reverse order has the largest first
+        if isinstance(value, str) and value.isdecimal():  # as most ids are
+            return descending, 0, float(value), value
+        if isinstance(value, (int, float)):
+            return descending, 0, value, ""
+        return descending, 1, 0, str(value)
 
-def _sort_key(value):
-    if isinstance(value, str) and value.isdecimal():
-        return 0, float(value), value  # as it is shown, like a number: most ids are such strings
-    return (0, value, "") if isinstance(value, (int, float)) else (1, 0, str(value))
+    return sorted(rows, key=lambda row: [rank(row, column) for column in columns], reverse=descending)
 
 
 def _group_rows(rows, columns, keys, has_cells=False):
