@@ -4589,16 +4589,17 @@ def _diff_commits(readers):
 
 _LONGEST_FILTER = 4000
 _FILTER_WORDS = (
-    r"""(?P<text>'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")"""
+    r"""(?P<string>'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")"""
     r"""|`(?P<quoted>[^`]*)`"""
     r"""|(?<![\w.])(?P<dotted>[^\W\d]\w*(?:\.\w+)+)"""
     r"""|(?P<operator>&&?|\|\|?)"""
 )
 # ast's names of all that a filter may use; Num, Str and NameConstant are those of Python 3.7 and older.
 _CONSTANTS = ("Constant", "Num", "Str", "NameConstant")
-_SYNTAX = set("Name List Tuple And Or Not Invert UAdd USub Add Sub Mult Div Compare".split())  # noqa: SIM905
+_SYNTAX = "Name List Tuple And Or Not Invert UAdd USub Add Sub Mult Div Compare"
+# ast's names of operators, and what the module operator calls them.
 _OPERATORS = {"Add": "add", "Sub": "sub", "Mult": "mul", "Div": "truediv"}
-_OPERATORS.update({"Lt": "lt", "LtE": "le", "Gt": "gt", "GtE": "ge"})
+_OPERATORS.update(Lt="lt", LtE="le", Gt="gt", GtE="ge")
 
 
 def _filter_rows(rows, columns, text):
@@ -4607,13 +4608,11 @@ def _filter_rows(rows, columns, text):
         tree, names = _parse_filter(text)
         resolve = lambda name: _resolve_column(rows, columns, names.get(name, name))  # noqa: E731
         evaluate = _compile_filter(tree, rows, resolve)
-        return [row for row in rows if _truth(evaluate(row))]
-    except QueryException as error:
+        return [row for row in rows if _check_truth(evaluate(row))]
+    except (RecursionError, TypeError, ValueError) as error:  # QueryException is a ValueError
         odd = [f"`{c}`" for c in columns if c in text and f"`{c}`" not in text and re.search(r"[^\w.]", c)]
-        hint = f" In backticks it is one name: {odd[0]}." if odd else ""
+        hint = f"\nIn backticks it is one name: {odd[0]}." if odd else ""
         raise QueryException(f"The filter {_cut(text, 60)!r}: {error}{hint}") from None
-    except (RecursionError, TypeError, ValueError) as error:
-        raise QueryException(f"The filter {_cut(text, 60)!r}: {error}.") from None
 
 
 def _parse_filter(text):
@@ -4626,13 +4625,13 @@ def _parse_filter(text):
     names: "Dict[str, str]" = {}
 
     def replace_word(match):
-        # A column's name need not be one of Python: args.lambda.
-        if match.group("text"):
+        if match.lastgroup == "string":
             return match.group()
-        if match.group("operator"):
+        if match.lastgroup == "operator":
             return " and " if match.group()[0] == "&" else " or "
+        # A column's name need not be one of Python: args.lambda.
         name = f"column_{len(names)}"
-        names[name] = match.group("quoted") or match.group("dotted") or ""
+        names[name] = match.group(match.lastgroup)
         return f" {name} "
 
     try:
@@ -4648,65 +4647,62 @@ def _compile_filter(node, rows, resolve):
     import ast
 
     kind = type(getattr(node, "op", node)).__name__
-    if kind not in _SYNTAX and kind not in _CONSTANTS:
-        raise QueryException(f"{kind} is not understood; there are and or not in == < + - * /.")
     if kind in _CONSTANTS:
         constant = ast.literal_eval(node)
-        if not isinstance(constant, (str, int, float, type(None))):
-            raise QueryException(f"{constant!r} is not understood.")
-        return lambda row: constant
+        if isinstance(constant, (str, int, float, type(None))):
+            return lambda row: constant
+        raise QueryException(f"{constant!r} is not understood.")
+    if kind not in _SYNTAX.split():
+        raise QueryException(f"{kind} is not understood; there are and or not in == < + - * /.")
     if kind == "Name":
         column = resolve(node.id)
         return lambda row: None if _is_missing(row.get(column)) else row[column]
     nodes: "Any" = [part for part in ast.iter_child_nodes(node) if isinstance(part, ast.expr)]
     parts = [_compile_filter(part, rows, resolve) for part in nodes]
-    if kind in ("And", "Or"):
-        choose = all if kind == "And" else any
-        return lambda row: choose(_truth(part(row)) for part in parts)
-    if kind in ("Not", "Invert"):
-        return lambda row: not _truth(parts[0](row))
-    if kind in ("List", "Tuple"):
-        return lambda row: [part(row) for part in parts]
-    if kind != "Compare":
-        # A sign is a sum with 0.
-        return lambda row: _operate(kind.lstrip("U"), *[0, *(part(row) for part in parts)][-2:])
-    kinds = [type(operator).__name__ for operator in node.ops]
+    kinds = [type(operator).__name__ for operator in getattr(node, "ops", ())]  # a < b <= c has two
     for place, operator in enumerate(kinds):
         for this, other in ((place, place + 1), (place + 1, place)):
             if operator in ("Eq", "NotEq", "In", "NotIn") and isinstance(nodes[this], ast.Name):
                 # For a row without values, what is not a constant is None.
                 _check_types(resolve(nodes[this].id), map(parts[this], rows), parts[other]({}))
-
-    def compare(row):
-        values = [part(row) for part in parts]
-        return all(map(_operate, kinds, values, values[1:]))
-
-    return compare
+    # An iterator of the parts' values, so that `and` and `or` compute no more than they need.
+    return lambda row: _combine(kind, kinds, (part(row) for part in parts))
 
 
 def _check_types(column, values, constants):
     """Raise QueryException if none of a column's *values* can equal one of the constants."""
-    kinds = {_type(value) for value in values} - {"nothing"}
+    types = {_name_type(value) for value in values} - {"nothing"}
     constants = constants if isinstance(constants, list) else [constants]
-    if kinds and constants and not any(c is None or kinds & {_type(c), "list"} for c in constants):
-        problem = f"{column} is a {min(kinds)}, and {constants[0]!r} a {_type(constants[0])}"
-        hint = f": write '{constants[0]}'" if kinds == {"text"} and _is_number(constants[0]) else ""
+    if types and constants and not any(c is None or types & {_name_type(c), "list"} for c in constants):
+        problem = f"{column} is a {min(types)}, and {constants[0]!r} a {_name_type(constants[0])}"
+        hint = f": write '{constants[0]}'" if types == {"string"} and _is_number(constants[0]) else ""
         raise QueryException(f"{problem}{hint}.")
 
 
-def _type(value):
+def _name_type(value):
     """Name the type of a value in words; true and false are numbers, because they equal 1 and 0."""
-    if _is_missing(value):
-        return "nothing"
-    if isinstance(value, str):
-        return "text"
-    return type(value).__name__ if isinstance(value, (list, dict)) else "number"
+    names = {str: "string", list: "list", dict: "dict", type(None): "nothing"}
+    return names.get(type(value), "number")
 
 
-def _truth(value):
+def _check_truth(value):
     if value is None or isinstance(value, bool):
         return bool(value)
     raise QueryException(f"{value!r} is neither true nor false; compare it with something.")
+
+
+def _combine(kind, kinds, values):
+    """Return the value of an expression of this *kind*; *kinds* are the operators of a comparison."""
+    if kind in ("And", "Or"):
+        return (all if kind == "And" else any)(map(_check_truth, values))
+    values = list(values)
+    if kind in ("Not", "Invert"):
+        return not _check_truth(*values)
+    if kind in ("List", "Tuple"):
+        return values
+    if kind == "Compare":
+        return all(map(_operate, kinds, values, values[1:]))
+    return _operate(kind.lstrip("U"), *[0, *values][-2:])  # a sign is a sum with 0
 
 
 def _operate(kind, left, right):
@@ -4716,15 +4712,16 @@ def _operate(kind, left, right):
     """
     import operator
 
-    is_choice = isinstance(right, list)
-    if "In" in kind or ("Eq" in kind and is_choice and not isinstance(left, list)):  # as in pandas
-        is_possible = is_choice or not (left is None or right is None)
-        return (is_possible and left in right) != ("Not" in kind)
-    if "Eq" in kind or "Is" in kind:
-        return (left == right) != ("Not" in kind)
-    if left is None or right is None:
+    if kind not in _OPERATORS:
+        is_choice = isinstance(right, list)
+        if "In" in kind or (is_choice and not isinstance(left, list)):  # == [1, 2] as in pandas
+            is_true = (is_choice or None not in (left, right)) and left in right
+        else:
+            is_true = left == right
+        return is_true != ("Not" in kind)
+    if None in (left, right):
         return None
-    if kind in ("Add", "Sub", "Mult", "Div") and {_type(left), _type(right)} != {"number"}:
+    if kind in ("Add", "Sub", "Mult", "Div") and {_name_type(left), _name_type(right)} != {"number"}:
         raise QueryException(f"{left!r} and {right!r} are not both numbers.")
     try:
         result = getattr(operator, _OPERATORS[kind])(left, right)
