@@ -4350,7 +4350,7 @@ def _find_directory(project_directory):
 # === Queries ==================================================================
 # Filter, group, sort and compare rows, and find the one experiment that is meant.
 
-_SAID = ("description", "repeats")  # of the metadata, what people see in a table
+_AXES = ("step", "time")  # all else in a row of metrics is a metric
 _COMPARED = r"args\.|summary\.|metadata\.githead|header\.(status|duration)"
 
 
@@ -4362,22 +4362,16 @@ def _choose_groups(names):
 
 def _read_row(reader, groups=(*_GROUPS[1:], "metrics"), levels=0):
     """Return the row of an experiment, with its duration; *levels* of dicts in values are opened."""
-    values = reader.df_vars([group for group in groups if group != "metrics"])
-    values["header"]["duration"] = reader.duration
-    if "metadata" not in groups:
-        # Of the metadata, people see only what was said of a run.
-        for name in _SAID:
-            if reader.metadata.get(name):
-                values["header"][name] = reader.metadata[name]
-    points: "List[Dict[str, Any]]" = []
-    if "metrics" in groups:
-        points = reader.metrics
-    elif reader.status.startswith("RUNNING") and not reader.summary:  # what it logged last
-        points = _parse_points("\n".join(reader.read_lines("metrics.jsonl")))
-    last = values["metrics"] = {name: value for point in points for name, value in point.items()}
-    for name in ("step", "time"):
-        last.pop(name, None)
-    return _make_row(values, levels)
+    values = reader.df_vars(groups)
+    # Of the metadata, people see only what was said of a run.
+    metadata = reader.metadata
+    said = {name: metadata[name] for name in ("description", "repeats") if metadata.get(name)}
+    values["header"].update(said, duration=reader.duration)
+    points = values.get("metrics", [])
+    if "metrics" not in groups and reader.status.startswith("RUNNING") and not reader.summary:
+        points = _parse_points("\n".join(reader.read_lines("metrics.jsonl")))  # what it logged last
+    last = {name: value for point in points for name, value in point.items() if name not in _AXES}
+    return _make_row({**values, "metrics": last}, levels)
 
 
 def _load_rows(directory, groups, levels, take=None):
@@ -4458,11 +4452,11 @@ def _suggest(name, columns):
 
 def _choose_columns(rows, columns, prefixes):
     """Return the *columns* that begin with one of *prefixes*, in the order of the prefixes."""
-    chosen = {}
+    chosen = []
     for prefix in prefixes:
         matching = [column for column in columns if column.startswith(prefix)]
-        chosen.update(dict.fromkeys(matching or [_resolve_column(rows, columns, prefix)]))
-    return list(chosen)
+        chosen += matching or [_resolve_column(rows, columns, prefix)]
+    return list(dict.fromkeys(chosen))
 
 
 def _is_changed(row, column):
@@ -4470,32 +4464,34 @@ def _is_changed(row, column):
     return "default_" + column not in row or _differ(row.get(column), row["default_" + column])
 
 
-def _differs(rows, column):
+def _varies(rows, column):
+    """Return whether not all *rows* have the same value."""
     return any(_differ(row.get(column), rows[0].get(column)) for row in rows)
 
 
 def _is_telling(rows, column):
-    """Return whether an argument differs between rows or, where it is known, from the default."""
-    known = [row for row in rows if "default_" + column in row]
-    is_changed = any(_is_changed(row, column) for row in known) or (len(rows) == 1 and not known)
-    return is_changed or _differs(rows, column)
+    """Return whether an argument varies or, where it is known, differs from the default."""
+    known = [row for row in rows if "default_" + column in row or len(rows) == 1]
+    return _varies(rows, column) or any(_is_changed(row, column) for row in known)
 
 
 def _choose_args(rows, columns, mode):
     """Return the columns with the arguments that --args asks for, or those that tell something."""
     args = [column for column in columns if column.startswith("args.")]
-    if mode == "truncated":
-        for row in rows:
-            pairs = (f"{c[5:]}={_dump_cell(row[c])}" for c in args if c in row and _is_changed(row, c))
-            row["args"] = _cut(" ".join(pairs), 60)
-        return ["args"] if args else []
+    if mode == "all":
+        return args
     if mode == "none":
         return []
     if mode == "non-default":
         return [c for c in args if any(_is_changed(row, c) for row in rows if c in row)]
-    # Those that differ come first, because not all may fit.
+    if mode == "truncated":
+        for row in rows:
+            pairs = (f"{c[5:]}={_dump_cell(row[c])}" for c in args if c in row and _is_changed(row, c))
+            row["args"] = _cut(" ".join(pairs), 60)
+        return ["args"]
+    # Those that vary come first, because not all may fit.
     told = [column for column in args if _is_telling(rows, column)]
-    return args if mode == "all" else sorted(told, key=lambda column: not _differs(rows, column))
+    return sorted(told, key=lambda column: not _varies(rows, column))
 
 
 def _sort_rows(rows, columns, descending):
@@ -4524,16 +4520,15 @@ def _group_rows(rows, columns, keys, has_cells=False):
     groups: "Dict[Any, Any]" = {}
     for row in rows:
         # As JSON, because "1" is not 1, nor true.
-        values = [row.get(key) for key in keys]
-        groups.setdefault(tuple(v if _is_number(v) else _dump_json(v) for v in values), []).append(row)
+        group = tuple(v if _is_number(v) else _dump_json(v) for v in map(row.get, keys))
+        groups.setdefault(group, []).append(row)
     others = [column for column in columns if column not in keys]
-    numeric = {c for c in others if all(_is_number(row[c]) for row in rows if c in row)}
     result = []
     for members in groups.values():
         row = {key: members[0].get(key) for key in keys}
         for column in others:
             values = [member[column] for member in members if column in member]
-            if column in numeric and values:
+            if values and all(map(_is_number, values)):
                 mean, deviation = _mean_and_deviation(values)
                 if has_cells:
                     spread = "" if _is_missing(deviation) else f"± {deviation:.2g} "
@@ -4564,7 +4559,7 @@ def _list_differences(rows):
         first, second = values = [row.get(column) for row in rows]
         if _differ(first, second) and re.match(_COMPARED, column):
             try:
-                change = float(second - first) if _is_number(first) and _is_number(second) else None
+                change = float(second - first) if all(map(_is_number, values)) else None
             except OverflowError:
                 change = None
             differences.append({"column": column, "values": values, "difference": change})
@@ -4749,12 +4744,12 @@ def _find_reader(options, text):
     directory = _get_directory(options)
     experiments = Experiments(experiments_directory=directory)
     readers = experiments.find(text) if text else experiments.find_job(job)
-    what = repr(text) if text else f"of job {job}"
+    what = repr(text or f"job {job}")
     if not readers:
         raise _NothingFound(f"There is no experiment {what} in {directory}.")
     if len(readers) > 1:
-        shown = ", ".join(reader.expid for reader in readers[:8]) + (", ..." if len(readers) > 8 else "")
-        raise QueryException(f"{text or job!r} may be any of {len(readers)} experiments: {shown}.")
+        shown = _join_some(reader.expid for reader in readers)
+        raise QueryException(f"{what} may be any of {len(readers)} experiments: {shown}.")
     return readers[0]
 
 
@@ -4996,7 +4991,7 @@ def _format_experiment(reader, row, texts):
 
 def _describe_metrics(rows):
     """Yield each metric's name, and its last, least and most value with their steps, and a curve."""
-    for name in dict.fromkeys(name for row in rows for name in row if name not in ("step", "time")):
+    for name in dict.fromkeys(name for row in rows for name in row if name not in _AXES):
         points = [(row["step"], row[name]) for row in rows if name in row]
         # Near the largest float, differences overflow.
         finite = [(step, value) for step, value in points if _is_number(value) and abs(value) < 1e300]
@@ -5737,7 +5732,7 @@ def _read_curves(reader, least, is_thinned):
     columns: "Dict[str, Any]" = {}
     if len(layouts) == 1:  # "step" once more, because itemgetter makes no tuple of a single value
         columns = dict(zip(names, map(list, zip(*map(itemgetter(*names, "step"), rows)))))
-    for name in [name for name in names if name not in ("step", "time")]:
+    for name in [name for name in names if name not in _AXES]:
         if columns:
             steps, values = columns["step"], columns[name]
         else:
@@ -6234,7 +6229,7 @@ def _arrange(rows, columns, options):
     if over:
         inside = tuple(column + "." for column in keys + over)
         others = [c for c in columns if c.startswith("args.") and not (c + ".").startswith(inside)]
-        keys += [column for column in others if _differs(rows, column)]
+        keys += [column for column in others if _varies(rows, column)]
     if keys or over:
         rows = everything = _group_rows(rows, columns, keys, bool(over))
         columns = [*keys, *(column for column in _find_columns(rows) if column not in keys)]
@@ -6246,8 +6241,7 @@ def _arrange(rows, columns, options):
         front, last = [*keys, "header.expid.count"], []
         if not (keys or over):
             front = _FRONT + _choose_args(rows, columns, options.args)
-            said = [f"{group}.{name}" for group in ("header", "metadata") for name in _SAID]
-            last = [*said, "header.status_message"]
+            last = ["header.description", "header.repeats", "header.status_message"]
         results = [c for c in columns if c.startswith(_RESULTS)]
         if over:
             results = [column for column in results if column + ".mean" in columns]

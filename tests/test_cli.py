@@ -971,6 +971,12 @@ def test_a_description_is_the_last_column(run, directory, words):
     assert [line.split()[0] for line in table if line.endswith("wider\\nlayers")] == ["20"]
 
 
+def test_a_description_is_a_column_of_the_header_whatever_is_asked_for(run, directory):
+    write_experiment(directory, "20", description="wider")
+    assert "header.description" in read_columns(run)[0]
+    assert ["wider"] in read_columns(run, "--columns", "header.description")
+
+
 def test_results_that_no_shown_run_has_take_no_column(run):
     words = ["--filter", "header.status == 'ERROR'"]
     assert read_columns(run, *words)[0][4:] == ["header.status_message"]
