@@ -4770,9 +4770,9 @@ _LONG_TABLE = 40  # rows: more than a terminal shows at once
 _LONGEST_LINE = 1000
 _RESULTS = ("summary.", "metrics.")
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-_LATEX.update((c, "\\" + c) for c in "&%$#_{}")
+_LATEX.update({c: "\\" + c for c in "&%$#_{}"})
 # A bracket or star at the start of a line is an option of the line break before it.
-_LATEX.update((c, "{" + c + "}") for c in "[]*<>|\"'`-")
+_LATEX.update({c: "{" + c + "}" for c in "[]*<>|\"'`-"})
 
 
 def _format_lines(rows, columns, escape, begin, separator, end):
@@ -4833,19 +4833,17 @@ def _format_cells(rows, column):
     texts = values = [row.get(column) for row in rows]
     kinds = set(map(type, values))
     # Looked at all at once, because ten thousand strings that need nothing are the usual case.
-    if kinds != {str} or not "".join(values).isprintable():
-        texts = [_show_controls(_format_cell(column, value)[:_LONGEST_LINE]) for value in values]
+    if kinds != {str}:
+        texts = [_format_cell(column, value) for value in values]
     texts = [text[:_LONGEST_LINE] for text in texts]
-    mean = column + ".mean"  # of groups
-    is_numeric = (
-        kinds <= {int, float, type(None)} or "".join(texts).isdigit() or any(mean in row for row in rows)
-    )
-    if is_numeric:
+    if not "".join(texts).isprintable():
+        texts = [*map(_show_controls, texts)]
+    is_grouped = any(column + ".mean" in row for row in rows)
+    if is_grouped or kinds <= {int, float, type(None)} or "".join(texts).isdigit():
         # Padded after the point to one length.
         tails = [len(text.lstrip("-0123456789")) for text in texts]
-        longest = max(tails, default=0)
-        texts = [text + " " * (longest - tail) for text, tail in zip(texts, tails)]
-    return texts, is_numeric
+        return [text + " " * (max(tails) - tail) for text, tail in zip(texts, tails)], True
+    return texts, False
 
 
 def _pad(text, size, is_right):
@@ -4864,12 +4862,9 @@ def _fit_columns(columns, width):
     """
     firsts = ["header.expid", "header.status", "header.expid.count"]
     firsts += [name for name in columns if name.startswith("args.")][:1]
-    has_summary = any(name.startswith("summary.") for name in columns)
-    groups = ["summary" if has_summary else "metrics", "args", "metrics"]
 
     def rank(name):
-        group = name.partition(".")[0]
-        return -1 if name in firsts else [*groups, group].index(group)
+        return [name in firsts, name.startswith(_RESULTS), name.startswith("args."), True].index(True)
 
     widths = {
         name: (_measure_width(c[0]), max(map(_measure_width, c[1]), default=0)) for name, c in columns.items()
@@ -4885,7 +4880,7 @@ def _fit_columns(columns, width):
             if not sizes or size <= left:
                 sizes[name] = min(size, width)
                 left -= size + 2
-        if all(name in sizes or rank(name) > 1 for name in columns):
+        if all(name in sizes or rank(name) > 2 for name in columns):
             break
     return sizes
 
@@ -4949,8 +4944,8 @@ def _format_pairs(title, pairs):
 
 def _format_difference(values, difference):
     # What is not there is an empty cell in a table, but needs a sign here.
-    first, second = (_format_value(value, 6) or "-" for value in values)
-    return f"{first} -> {second}" + ("" if difference is None else "  (%+.6g)" % difference)
+    words = " -> ".join(_format_value(value, 6) or "-" for value in values)
+    return words + ("" if difference is None else "  (%+.6g)" % difference)
 
 
 def _read_texts(reader, lines):
@@ -4959,34 +4954,36 @@ def _read_texts(reader, lines):
     return {"status": reader.read_lines("STATUS"), **texts}
 
 
-def _format_experiment(reader, row, texts):
-    """Yield the lines that `show` prints; *texts* are the lines of STATUS, stdout and stderr."""
+def _describe_experiment(reader, row, texts):
+    """Yield the blocks that `show` prints, lists of lines; *texts* has those of STATUS, stdout and stderr."""
+    from collections import defaultdict
+
     folder, took = os.path.abspath(reader.curexpdir), _format_duration(reader.duration) or "unknown"
     title = f"{reader.expid}  {reader.status}  {reader.status_message}".rstrip()
-    yield from _format_pairs(title, [("folder", folder), ("start", reader.start_time), ("took", took)])
+    pairs = {title: [("folder", folder), ("start", reader.start_time), ("took", took)]}
     row = _flatten(row, 1)
-    if _get_attempts(reader.metadata):
-        del row["metadata.attempts"]
     for number, attempt in enumerate(_get_attempts(reader.metadata), 1):
+        row.pop("metadata.attempts", None)
         # --json shows all of an attempt.
-        words = [attempt.get(key, "-") for key in ("start-time", "end-time", "host", "pid", "ended")]
-        row[f"metadata.attempts.{number}"] = "{} to {} on {}, pid {}: {}".format(*words)
-    groups = [("args (* is not the default)", "args"), ("summary", "summary"), ("metadata", "metadata")]
-    sections = [(title, _take_group(row, group)) for title, group in groups]
+        words = "{start-time} to {end-time} on {host}, pid {pid}: {ended}"
+        row[f"metadata.attempts.{number}"] = words.format_map(defaultdict(lambda: "-", attempt))
+    pairs["args (* is not the default)"] = _take_group(row, "args")
+    pairs["summary"], pairs["metadata"] = _take_group(row, "summary"), _take_group(row, "metadata")
     if reader.metrics:
-        sections.append(("metrics (last, least and most at their steps)", _describe_metrics(reader.metrics)))
-    for title, pairs in sections:
-        yield ""
-        yield from _format_pairs(title, pairs)
-    status = texts["status"] if len(texts["status"]) > 1 else []
-    titles = ("stdout, its end", "stderr, its end", "STATUS", "code", "could not be read")
-    parts = (texts["stdout"], texts["stderr"], status, [reader.code_warning], reader.problems)
-    for title, lines in zip(titles, parts):
-        if any(lines):
-            yield from ("", title)
-            # A progress bar: what the carriage returns left to be seen.
-            seen = (line.rstrip("\r").rpartition("\r")[2] for line in lines)
-            yield from ("  " + _show_controls(_cut(line, _LONGEST_LINE)) for line in seen)
+        pairs["metrics (last, least and most at their steps)"] = _describe_metrics(reader.metrics)
+    for title in pairs:
+        yield [*_format_pairs(title, pairs[title])]
+    lines = {
+        "stdout, its end": texts["stdout"],
+        "stderr, its end": texts["stderr"],
+        "STATUS": texts["status"] if len(texts["status"]) > 1 else [],
+        "code": [reader.code_warning],
+        "could not be read": reader.problems,
+    }
+    for title in filter(lambda title: any(lines[title]), lines):
+        # Of a progress bar, what the carriage returns left to be seen.
+        seen = (line.rstrip("\r").rpartition("\r")[2] for line in lines[title])
+        yield [title, *("  " + _show_controls(_cut(line, _LONGEST_LINE)) for line in seen)]
 
 
 def _describe_metrics(rows):
@@ -4996,9 +4993,9 @@ def _describe_metrics(rows):
         # Near the largest float, differences overflow.
         finite = [(step, value) for step, value in points if _is_number(value) and abs(value) < 1e300]
         words = [_format_value(points[-1][1], 5)]
-        for choose, title in ((min, "min"), (max, "max")) if finite else ():
+        for choose in (min, max) if finite else ():
             step, value = choose(finite, key=lambda point: point[1])
-            words.append(f"{title} {_format_value(value, 5)} at {_format_value(step)}")
+            words.append(f"{choose.__name__} {_format_value(value, 5)} at {_format_value(step)}")
         odd = [step for step, value in points if value is None or (_is_number(value) and value - value != 0)]
         words += [f"not finite from {_format_value(step)}" for step in odd[:1]]
         words += [_draw_curve([value for _, value in finite])] if finite else []
@@ -5908,20 +5905,20 @@ def _make_table(rows, columns, numbers, links):
 
 
 def _list_blocks(reader, row):
-    """Return the parts of a run's story, (title, lines): what `show` prints, and the patch."""
-    texts = _read_texts(reader, 20)
-    # All that was recorded is indented or escaped, so that an empty line is always ours.
-    blocks = [block.split("\n") for block in "\n".join(_format_experiment(reader, row, texts)).split("\n\n")]
+    """Return the parts of a run's story, each a title and lines: what `show` prints, and the patch."""
     patch = _read_text(os.path.join(reader.curexpdir, "snapshot.patch")) or ""
     cut = patch[:_LONGEST_PATCH] + "\n..." * (len(patch) > _LONGEST_PATCH)
-    blocks.append(["snapshot.patch", *cut.splitlines()])
-    return [(block[0], block[1:]) for block in blocks if block[1:]]
+    blocks = _describe_experiment(reader, row, _read_texts(reader, 20))
+    return [block for block in [*blocks, ["snapshot.patch", *cut.splitlines()]] if len(block) > 1]
 
 
 def _make_story(blocks):
     """Return a run's story as HTML."""
-    texts = ["\n".join(map(_escape, lines)) for _, lines in blocks]
-    return "".join(f"<h3>{_escape(title)}</h3><pre>\n{text}</pre>" for (title, _), text in zip(blocks, texts))
+    story = ""
+    for title, *lines in blocks:
+        text = "\n".join(map(_escape, lines))
+        story += f"<h3>{_escape(title)}</h3><pre>\n{text}</pre>"
+    return story
 
 
 def _make_page(title, body):
@@ -5998,7 +5995,7 @@ def _format_story(reader, extension):
         plots = _draw_plots({title: [_read_curves(reader, -1e300, True)]})
         return _make_page(title, plots + _make_story(blocks))
     text = ""
-    for name, lines in [("# " + title, []), *blocks]:
+    for name, *lines in [["# " + title], *blocks]:
         # Indented lines are code, whatever they hold.
         text += "## " * bool(lines) + f"{_escape_markdown(name)}\n\n"
         text += "".join(f"    {_show_controls(line)}\n" for line in lines) + "\n"
@@ -6135,7 +6132,8 @@ def _show(options):
     row = _read_row(reader)
     texts = _read_texts(reader, 10)
     more = {"problems": _list_problems([reader]), **texts}
-    _print(options, _format_experiment(reader, row, texts), [row], **more)
+    blocks = map("\n".join, _describe_experiment(reader, row, texts))
+    _print(options, ["\n\n".join(blocks)], [row], **more)
     return _FOUND
 
 
