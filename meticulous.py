@@ -4374,10 +4374,16 @@ def _read_row(reader, groups=(*_GROUPS[1:], "metrics"), levels=0):
     return _make_row({**values, "metrics": last}, levels)
 
 
-def _load_rows(directory, groups, levels, take=None):
+def _take_part(rows, options):
+    """Return the first and of these the last rows that --head and --tail ask for."""
+    rows = rows[: options.head]
+    return rows if options.tail is None else rows[-options.tail or len(rows) :]
+
+
+def _load_rows(directory, groups, levels, options=None):
     """Return rows by start time; by experiment, what could not be read, and what ran but is not committed.
 
-    take: chooses from the list of all, in that order; of the others only metadata.json is read.
+    options: have --head and --tail of all, in that order; of the others only metadata.json is read.
     """
     scheduler, problems, warnings = _Scheduler(), {}, {}
 
@@ -4395,8 +4401,9 @@ def _load_rows(directory, groups, levels, take=None):
         return reader.sort_key, row
 
     folders = _list_folders(directory)
-    if take:
-        folders = [path for _, path in take(sorted(_read_folders(read_start, folders)))]
+    if options:
+        starts = sorted(_read_folders(read_start, folders))
+        folders = [path for _, path in _take_part(starts, options)]
     return [row for _, row in sorted(_read_folders(read, folders))], problems, warnings
 
 
@@ -4739,7 +4746,11 @@ def _find_reader(options, text):
     job = getattr(options, "job", "")
     if bool(text) == bool(job):  # an empty one is an unset variable
         raise QueryException("Name an experiment, by its ID or its path; for `show` by --job JOB too.")
-    if os.path.dirname(text) and any(map(os.path.exists, (text + "/STATUS", text + "/metadata.json"))):
+    if (
+        text
+        and os.path.dirname(text)
+        and any(map(os.path.exists, (text + "/STATUS", text + "/metadata.json")))
+    ):
         return ExperimentReader(os.path.abspath(text))
     directory = _get_directory(options)
     experiments = Experiments(experiments_directory=directory)
@@ -5636,12 +5647,27 @@ details > * { padding: .3rem; scroll-margin-top: 3rem }
 pre { margin: 0; padding: .5rem; background: #8882; white-space: pre-wrap }
 @media (max-width: 40rem) { table { font-size: .85rem } th, td { padding: .2rem .35rem } }
 @media print { :root, body { font-size: 9px } th, td { white-space: normal } .message { min-width: 0 } }
+.c0 { stroke: #1f77b4; stroke-dasharray: none }
+path.band.c0 { fill: #1f77b4 }
+.c1 { stroke: #d1520f; stroke-dasharray: 70 30 }
+path.band.c1 { fill: #d1520f }
+.c2 { stroke: #0f8a5f; stroke-dasharray: 20 40 }
+path.band.c2 { fill: #0f8a5f }
+.c3 { stroke: #c0399f; stroke-dasharray: 90 40 20 40 }
+path.band.c3 { fill: #c0399f }
+.c4 { stroke: #7a5fd0; stroke-dasharray: 140 40 }
+path.band.c4 { fill: #7a5fd0 }
+.c5 { stroke: #a0702a; stroke-dasharray: 40 40 }
+path.band.c5 { fill: #a0702a }
+.c6 { stroke: #0a8fa3; stroke-dasharray: 90 30 20 30 20 30 }
+path.band.c6 { fill: #0a8fa3 }
+.c7 { stroke: #d63a5a; stroke-dasharray: 10 30 }
+path.band.c7 { fill: #d63a5a }
+.c8 { stroke: #6b8a1a; stroke-dasharray: 180 30 40 30 }
+path.band.c8 { fill: #6b8a1a }
+.c9 { stroke: #6a7280; stroke-dasharray: 50 20 10 20 }
+path.band.c9 { fill: #6a7280 }
 """
-_PALETTE = "1f77b4 d1520f 0f8a5f c0399f 7a5fd0 a0702a 0a8fa3 d63a5a 6b8a1a 6a7280"
-_DASHES = "none/70 30/20 40/90 40 20 40/140 40/40 40/90 30 20 30 20 30/10 30/180 30 40 30/50 20 10 20"
-for _number, (_color, _dash) in enumerate(zip(_PALETTE.split(), _DASHES.split("/"))):
-    _STYLE += f".c{_number} {{ stroke: #{_color}; stroke-dasharray: {_dash} }}\n"
-    _STYLE += f"path.band.c{_number} {{ fill: #{_color} }}\n"
 _SCRIPT = """
 const all = selector => [...document.querySelectorAll(selector)];
 let picked;
@@ -5720,15 +5746,14 @@ def _read_curves(reader, least, is_thinned):
     gaps: for each value how many were left out before it; the last entry is their total.
     """
     from itertools import accumulate, chain, compress
-    from operator import itemgetter
 
     curves: "Dict[str, Any]" = {}
     rows = [row for row in reader.metrics if abs(row["step"]) < 1e300]
     layouts = dict.fromkeys(map(tuple, rows))
     names = dict.fromkeys(chain.from_iterable(layouts))
     columns: "Dict[str, Any]" = {}
-    if len(layouts) == 1:  # "step" once more, because itemgetter makes no tuple of a single value
-        columns = dict(zip(names, map(list, zip(*map(itemgetter(*names, "step"), rows)))))
+    if len(layouts) == 1:  # all rows have the same names in the same order
+        columns = dict(zip(names, map(list, zip(*map(dict.values, rows)))))
     for name in [name for name in names if name not in _AXES]:
         if columns:
             steps, values = columns["step"], columns[name]
@@ -5754,8 +5779,8 @@ def _merge_curves(curves):
             by_step.setdefault(step, []).append(value)
     steps = sorted(by_step)
     groups, gaps = [by_step[step] for step in steps], [0] * (len(steps) + 1)
-    means = [sum(group) / len(group) for group in groups]
-    return [(steps, values, gaps) for values in (means, list(map(min, groups)), list(map(max, groups)))]
+    mean = lambda group: sum(group) / len(group)  # noqa: E731
+    return [(steps, list(map(compute, groups)), gaps) for compute in (mean, min, max)]
 
 
 def _thin(steps, values, gaps):
@@ -5777,15 +5802,15 @@ def _thin(steps, values, gaps):
     return steps, values, [*choose_kept(gaps), gaps[-1]]
 
 
-def _find_axis(ends, most, least):
-    """Return both ends of an axis, made to differ, and round numbers around them, *least* apart."""
+def _find_axis(ends, least):
+    """Return both ends of an axis, made to differ, and round numbers around them, at least *least* apart."""
     from math import ceil, floor, log10
 
     low, high = min(ends), max(ends)
     if high - low <= max(abs(low), abs(high), 1e-280) * 1e-9:
         low, high = low - (abs(low) / 10 or 1), high + (abs(high) / 10 or 1)
-    power = 10.0 ** floor(log10((high - low) / most))
-    step = max(least, next(power * n for n in (1, 2, 5, 10, 20) if (high - low) / (power * n) <= most))
+    power = 10.0 ** floor(log10((high - low) / 5))
+    step = max(least, next(power * n for n in (1, 2, 5, 10, 20) if (high - low) / (power * n) <= 5))
     return low, high, [n * step for n in range(floor(low / step), ceil(high / step) + 1)]
 
 
@@ -5827,21 +5852,22 @@ def _draw_plot(name, series, is_banded, is_log):
     """Return a figure with the curve *name* of each of *series*, {label: [curves of a run, ...]}."""
     from math import log10
 
-    lines, left_out = {}, 0
-    for number, runs in enumerate(series.values()):
+    lines, left_out = [], 0
+    for number, (label, runs) in enumerate(series.items()):
         found = [curves[name] for curves in runs if name in curves]
         left_out += sum(gaps[-1] for _, _, gaps in found)
         found = [_thin(*curve) for curve in (_merge_curves(found) if is_banded else found) if curve[0]]
-        lines[number] = [(x, list(map(log10, y)) if is_log else y, gaps) for x, y, gaps in found]
+        found = [(x, list(map(log10, y)) if is_log else y, gaps) for x, y, gaps in found]
+        lines += [(number, label, found)] if found else []
     notes = ["log scale"] * is_log + ["mean; band: minimum to maximum"] * is_banded
     notes += [f"{left_out} values are not {'positive' if is_log else 'finite'}: left out"] * (left_out > 0)
     caption = f"<figcaption><b>{_escape(name, 200)}</b> <small>{'; '.join(notes)}</small></figcaption>"
-    parts = [part for line in lines.values() for part in line]
+    parts = [part for _, _, line in lines for part in line]
     if not parts:
         return f"<figure>{caption}</figure>"
     x_ends, y_ends = ([end for p in parts for end in (min(p[axis]), max(p[axis]))] for axis in (0, 1))
-    low, high, x_ticks = _find_axis(x_ends, 5, int(all(isinstance(end, int) for end in x_ends)))
-    _, _, y_ticks = _find_axis(y_ends, 5, is_log)  # if is_log, whole powers of ten
+    low, high, x_ticks = _find_axis(x_ends, int(all(isinstance(end, int) for end in x_ends)))
+    _, _, y_ticks = _find_axis(y_ends, is_log)  # if is_log, whole powers of ten
     # A power of ten may be larger than any float.
     y_names = [
         f"1e{tick:.0f}" if is_log and abs(tick) > 4 else f"{10.0**tick if is_log else tick:.12g}"
@@ -5852,14 +5878,12 @@ def _draw_plot(name, series, is_banded, is_log):
     frame = low, width / (high - low), y_ticks[-1], height / (y_ticks[-1] - y_ticks[0])
     x_ticks = [tick for tick in x_ticks if low <= tick <= high]
     drawing = [*_draw_axes(frame, width, height, x_ticks, y_ticks, y_names)]
-    for number, label in reversed(list(enumerate(series))):  # those in color in front of the grey
+    for number, label, (curve, *edges) in reversed(lines):  # those in color in front of the grey
         end = f"<title>{_escape(label)}</title></path>"
-        if lines[number]:
-            curve, *edges = lines[number]
-            if edges:
-                outline = [low + high[::-1] for low, high in zip(*edges)]
-                drawing.append(_draw_path(number, outline, frame, " band") + end)
-            drawing.append(_draw_path(number, curve, frame) + end)
+        if edges:
+            outline = [low + high[::-1] for low, high in zip(*edges)]
+            drawing.append(_draw_path(number, outline, frame, " band") + end)
+        drawing.append(_draw_path(number, curve, frame) + end)
     return (
         f'<figure>{caption}<svg viewBox="0 0 3600 2100" role="img" aria-label="{_escape(name, 200)} over '
         f'steps"><g transform="translate({left} 80)">{"".join(drawing)}</g></svg></figure>'
@@ -5927,14 +5951,14 @@ def _make_page(title, body):
     from hashlib import sha256
 
     hashes = (b64encode(sha256(text.encode()).digest()).decode() for text in (_STYLE, _SCRIPT))
-    title, written = _escape(title), _local_time(time.time())[:16].replace("T", " ")
+    title, written = _escape(title), _local_time()[:16].replace("T", " ")
     return _PAGE.format(*hashes, title, _STYLE, title, written, body, _SCRIPT)
 
 
 def _name_rows(rows, over=()):
     """Return a function that names the curves of a row: by its id and the arguments that differ."""
-    columns = [c for c in _find_columns(rows) if c.startswith("args.") and c not in over]
-    columns = [c for c in columns if len({_format_value(row.get(c)) for row in rows}) > 1]
+    args = [c for c in _find_columns(rows) if c.startswith("args.") and c not in over]
+    columns = [column for column in args if _varies(rows, column)]
 
     def name_row(row):
         label = " ".join(f"{c[5:]}={_format_value(row.get(c))}" for c in columns)
@@ -5948,7 +5972,8 @@ def _make_legend(series, links):
         f'<li data-run="{number}"><a href="#{links[name]}">{_draw_key(number)}{_escape(name, 80)}</a></li>'
         for number, name in enumerate(series)
     ]
-    items[_MOST_COLORS:] = [f"<li>{n} more in grey</li>" for n in [len(items) - _MOST_COLORS] if n > 0]
+    grey = len(items) - _MOST_COLORS
+    items[_MOST_COLORS:] = [f"<li>{grey} more in grey</li>"] * (grey > 0)
     return f'<h2>Curves</h2><ul class="legend">{"".join(items)}</ul>' if items else ""
 
 
@@ -5959,14 +5984,11 @@ def _make_report(directory, rows, table, columns, over=(), is_log=False):
     """
     runs = table if "header.expid" in table[0] else rows
     name_run, name_row = _name_rows(rows), _name_rows(rows, over)
-    experiments = Experiments(experiments_directory=directory)
     series: "Dict[str, List[Any]]" = {name_row(row): [] for row in table}
     links: "Dict[str, str]" = {}
     stories, least = [], 0 if is_log else -1e300
     for number, row in enumerate(runs[:_MOST_STORIES]):
-        if row["header.expid"] not in experiments:
-            continue  # deleted since the rows were read
-        name, reader = name_row(row), experiments[row["header.expid"]]
+        name, reader = name_row(row), ExperimentReader(os.path.join(directory, row["header.expid"]))
         # As in the table, without asking Slurm again.
         for field in ("status", "status_message", "cause"):
             setattr(reader, field, row["header." + field])
@@ -6005,7 +6027,7 @@ def _format_story(reader, extension):
 # === Command line =============================================================
 # List, show and compare experiments.
 
-_FOUND, _NOTHING_FOUND, _WRONG = 0, 1, 2
+_EXIT_NOTHING, _EXIT_WRONG = 1, 2
 _FRONT = ["header.expid", "header.status", "header.start_time", "header.duration"]
 _FORMATS: "Dict[str, Any]" = {
     "csv": _format_csv,
@@ -6085,7 +6107,7 @@ def _parse(name, words):
         elif "|" in value:
             kind = {"choices": value.split("|")}
         elif option[0] != "-":
-            kind.update(nargs="?", default=None if option == "text" else "")
+            kind = {"metavar": value, "nargs": "?"}
         parser.add_argument(option, help=text, **kind)
     # The package's options are spelled with underscores.
     return parser.parse_args([re.sub("^--[^=]*", lambda m: m.group().replace("_", "-"), w) for w in words])
@@ -6098,13 +6120,12 @@ def _path(options):
         directory = _get_directory(options)
         rows, _, _ = _load_rows(directory, _choose_groups([options.filter]), 0)
         rows = _filter_rows(rows, _find_columns(rows), options.filter) if rows else []
-        names = [row["header.expid"] for row in rows]
+        paths = [os.path.join(directory, row["header.expid"]) for row in rows]
     else:
-        directory, name = os.path.split(_find_reader(options, options.id).curexpdir)
-        names = [name]
-    paths = [os.path.abspath(os.path.join(directory, name)) for name in names]
-    _print(options, paths, [{"header.expid": name, "path": path} for name, path in zip(names, paths)])
-    return _FOUND if names else _NOTHING_FOUND
+        paths = [_find_reader(options, options.id).curexpdir]
+    paths = list(map(os.path.abspath, paths))
+    _print(options, paths, [{"header.expid": os.path.basename(path), "path": path} for path in paths])
+    return 0 if paths else _EXIT_NOTHING
 
 
 def _change_description(options):
@@ -6118,7 +6139,6 @@ def _change_description(options):
         raise QueryException("Name the new description after the ID; '' takes the old one away.")
     path = os.path.join(reader.curexpdir, "metadata.json")
     _write_file(path, _encode_json({**_load_mapping(path), "description": options.text}))
-    return _FOUND
 
 
 def _show(options):
@@ -6128,13 +6148,10 @@ def _show(options):
         if extension not in ("md", "html"):
             raise QueryException(f"--export {options.export!r}: the extension is .md or .html.")
         _write_file(options.export, _format_story(reader, extension).encode("utf-8", "backslashreplace"))
-        return _FOUND
-    row = _read_row(reader)
-    texts = _read_texts(reader, 10)
-    more = {"problems": _list_problems([reader]), **texts}
+        return
+    row, texts = _read_row(reader), _read_texts(reader, 10)
     blocks = map("\n".join, _describe_experiment(reader, row, texts))
-    _print(options, ["\n\n".join(blocks)], [row], **more)
-    return _FOUND
+    _print(options, ["\n\n".join(blocks)], [row], problems=_list_problems([reader]), **texts)
 
 
 def _diff(options):
@@ -6144,16 +6161,15 @@ def _diff(options):
     differences, stat = _list_differences(rows), _diff_commits(readers)
     pairs = [(d["column"], _format_difference(d["values"], d["difference"])) for d in differences]
     names = [reader.expid for reader in readers]
-    lines = [*_format_pairs(" -> ".join(names), pairs), "", *map(_show_controls, stat.split("\n"))]
     warnings = [f"{reader.expid}: {reader.code_warning}" for reader in readers if reader.code_warning]
     packages = [set(str(reader.metadata.get("packages", "")).split("\n")) for reader in readers]
     changed = [" ".join(sorted(own - other)) or "-" for own, other in (packages, packages[::-1])]
-    lines += map(_show_controls, warnings)
+    lines = [*_format_pairs(" -> ".join(names), pairs), ""]
+    lines += map(_show_controls, [*stat.split("\n"), *warnings])
     if changed != ["-", "-"]:
         lines += ["", *_format_pairs("packages", zip(names, changed))]
-    more = {"differences": differences, "stat": stat, "packages": changed}
-    _print(options, lines, rows, **more, problems=_list_problems(readers))
-    return _FOUND
+    more = {"stat": stat, "packages": changed, "problems": _list_problems(readers)}
+    _print(options, lines, rows, differences=differences, **more)
 
 
 def _describe_version():
@@ -6163,12 +6179,9 @@ def _describe_version():
 
 
 def _list(options):
-    from functools import partial
-
     if options.version:
         version = _describe_version()
-        _print(options, [version], version=version)
-        return _FOUND
+        return _print(options, [version], version=version)
     export_format = "csv" if options.export == "-" else os.path.splitext(options.export)[1][1:].lower()
     if options.export and export_format not in _FORMATS:
         raise QueryException(f"--export {options.export!r}: the extension is one of .{', .'.join(_FORMATS)}.")
@@ -6181,13 +6194,10 @@ def _list(options):
     # What filters, groups or sorts has to be read of all rows; so has every column, if columns are named.
     directory = _get_directory(options)
     opened = levels or _DEEPEST * options.is_for_people
-    is_part = (options.head, options.tail) != (None, None)
-    is_part = is_part and not any([*names, *options.columns, options.list_columns])
-    take = partial(_take_part, options) if is_part else None
-    rows, problems, warnings = _load_rows(directory, groups, opened, take)
-    columns = _find_columns(rows)
-    if rows:
-        rows, columns = _arrange(rows, columns, options)
+    is_complete = (options.head, options.tail) == (None, None)
+    needs_all = any([is_complete, *names, *options.columns, options.list_columns])
+    rows, problems, warnings = _load_rows(directory, groups, opened, None if needs_all else options)
+    rows, columns, _, _ = _arrange(rows, options)
     if not rows and 0 not in (options.tail, options.head):
         _warn(f"there are no{' such' if options.filter else ''} experiments in {directory}")
     notes = _format_problems(problems, "could not be read completely")
@@ -6202,7 +6212,7 @@ def _list(options):
     else:
         lines = [] if options.json else _format_listing(rows, columns, options) + notes
         _print(options, lines, rows, columns, problems=problems, code=warnings)
-    return _FOUND if rows else _NOTHING_FOUND
+    return 0 if rows else _EXIT_NOTHING
 
 
 def _list_deciding(options):
@@ -6210,20 +6220,20 @@ def _list_deciding(options):
     return [options.filter, *options.groupby, *options.over, *options.sort, *options.sort_reverse]
 
 
-def _take_part(options, rows):
-    """Return the first and of these the last rows that --head and --tail ask for."""
-    rows = rows[: options.head]
-    return rows if options.tail is None else rows[max(0, len(rows) - options.tail) :]
+def _arrange(rows, options):
+    """Filter, group, sort and cut *rows*, and choose the columns to show.
 
-
-def _arrange(rows, columns, options):
-    """Filter, group, sort and cut *rows*, and choose the columns to show; return both."""
-    everything = rows
+    Returns both, the rows before they were grouped, and the columns that --over means.
+    """
+    everything, columns = rows, _find_columns(rows)
+    if not rows:
+        return rows, columns, rows, []
     keys, over = (
         [_resolve_column(rows, columns, c) for c in names] for names in (options.groupby, options.over)
     )
     if options.filter:
         rows = _filter_rows(rows, list(columns), options.filter)
+    runs = rows
     if over:
         inside = tuple(column + "." for column in keys + over)
         others = [c for c in columns if c.startswith("args.") and not (c + ".").startswith(inside)]
@@ -6234,7 +6244,7 @@ def _arrange(rows, columns, options):
     for names, descending in ((options.sort_reverse, False), (options.sort, True)):
         names = [_resolve_column(everything, columns, name) for name in names]
         rows = _sort_rows(rows, names, descending)
-    rows = _take_part(options, rows)
+    rows = _take_part(rows, options)
     if options.is_for_people:
         front, last = [*keys, "header.expid.count"], []
         if not (keys or over):
@@ -6252,7 +6262,7 @@ def _arrange(rows, columns, options):
         columns = _find_columns([dict.fromkeys(others + shown)])
     if options.columns:
         columns = _choose_columns(everything, columns, options.columns)
-    return rows, columns
+    return rows, columns, runs, over
 
 
 def _export(path, name, rows, columns, levels, is_flat):
@@ -6300,16 +6310,12 @@ def _report(options):
     # The stories tell of the metadata.
     groups = _choose_groups([*_list_deciding(options), *options.columns, "metadata"])
     rows, _, _ = _load_rows(directory, groups, options.normalize_json_values or _DEEPEST)
-    columns = _find_columns(rows)
-    over = [_resolve_column(rows, columns, name) for name in options.over]
-    runs = _filter_rows(rows, columns, options.filter) if options.filter and rows else rows
-    table, columns = _arrange(rows, columns, options) if runs else ([], [])
+    table, columns, runs, over = _arrange(rows, options)
     if not table:
         raise _NothingFound(f"There are no such experiments in {directory}.")
     page, path = _make_report(directory, runs, table, columns, over, options.log), options.o or "report.html"
     _write_file(path, page.encode("utf-8", "backslashreplace"))
     _warn(f"wrote {len(table)} rows to {path}")
-    return _FOUND
 
 
 _REPORT = (
@@ -6349,7 +6355,7 @@ def _command(words):
         known = ", ".join(filter(None, _COMMANDS))
         raise QueryException(f"{words[0]!r} is not a directory, nor one of the commands: {known}.")
     options = _parse(name, words)
-    return _COMMANDS[name][0](options)
+    return _COMMANDS[name][0](options) or 0
 
 
 def main(argv: "Optional[Sequence[str]]" = None) -> int:
@@ -6367,14 +6373,14 @@ def main(argv: "Optional[Sequence[str]]" = None) -> int:
         # The options of our commands, but for `run`, whose errors have theirs.
         error.options = error.options or ("project_directory", "experiments_directory", "allow_dirty")
         _warn(str(error))
-        return _NOTHING_FOUND if isinstance(error, _NothingFound) else _WRONG
+        return _EXIT_NOTHING if isinstance(error, _NothingFound) else _EXIT_WRONG
     except OSError as error:
         _discard_output()
         if isinstance(error, BrokenPipeError):  # `| head` has seen enough
-            return _FOUND
+            return 0
         where = f"{error.filename} can't be written: " if error.filename else ""
         _warn(f"{where}{_explain(error)}.")
-        return _WRONG
+        return _EXIT_WRONG
     finally:
         sys.stdout = stdout
         if collects_garbage:
@@ -6387,14 +6393,12 @@ def _discard_output():
         descriptor = sys.stdout.fileno()
     except (OSError, ValueError):  # a StringIO
         return
-    kept, null = os.dup(descriptor), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, descriptor)
-    try:
-        sys.stdout.flush()
-    finally:
-        os.dup2(kept, descriptor)
-        os.close(kept)
-        os.close(null)
+    kept = os.dup(descriptor)
+    with open(os.devnull, "w") as null:
+        os.dup2(null.fileno(), descriptor)
+    sys.stdout.flush()
+    os.dup2(kept, descriptor)
+    os.close(kept)
 
 
 if __name__ == "__main__":
