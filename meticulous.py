@@ -4777,7 +4777,6 @@ _TITLES = {
 }
 _COLORS = {"SUCCESS": "32", "RUNNING": "36", "ERROR": "31", "DEAD": "31", "RUNNING?": "33", "UNKNOWN": "33"}
 _WIDEST_CELLS = (40, 20, 10)  # the narrower ones where otherwise not all results fit
-_LONG_TABLE = 40  # rows: more than a terminal shows at once
 _LONGEST_LINE = 1000
 _RESULTS = ("summary.", "metrics.")
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -4867,8 +4866,8 @@ def _pad(text, size, is_right):
 def _fit_columns(columns, width):
     """Return the sizes of the columns that fit into *width*.
 
-    columns: {name: (title, cells, whether they are numbers)}. First come id, status and one argument, then
-    results, other arguments and the rest of the header. Where not all results fit, strings and titles are
+    columns: {name: (group, title, cells, whether they are numbers)}. First come id, status and one argument,
+    then results, other arguments and the rest of the header. Where not all results fit, strings and titles are
     cut; times never are, nor numbers of a usual length.
     """
     firsts = ["header.expid", "header.status", "header.expid.count"]
@@ -4877,15 +4876,13 @@ def _fit_columns(columns, width):
     def rank(name):
         return [name in firsts, name.startswith(_RESULTS), name.startswith("args."), True].index(True)
 
-    widths = {
-        name: (_measure_width(c[0]), max(map(_measure_width, c[1]), default=0)) for name, c in columns.items()
-    }
+    widths = {name: (_measure_width(c[1]), max(map(_measure_width, c[2]), default=0)) for name, c in columns.items()}
     sizes: "Dict[str, int]"
     for most in _WIDEST_CELLS:
         left, sizes = width, {}
         for name in sorted(columns, key=rank):
             title, cell = widths[name]
-            is_string = not columns[name][2] and name != "header.start_time"
+            is_string = not columns[name][3] and name != "header.start_time"
             is_cut = is_string or cell > _WIDEST_CELLS[0]
             size = max(min(title, most), min(cell, most) if is_cut else cell)
             if not sizes or size <= left:
@@ -4901,13 +4898,12 @@ def _format_table(rows, columns, width=None, is_flat=False, colors=False, messag
 
     With a *width*, columns that don't fit are left out, and the last lines name them.
     """
-    titles = {column: [_show_controls(text) for text in _split_title(column, is_flat)] for column in columns}
-    cells = {column: (titles[column][1], *_format_cells(rows, column)) for column in columns}
+    cells = {c: (*map(_show_controls, _split_title(c, is_flat)), *_format_cells(rows, c)) for c in columns}
     limit = width or sys.maxsize
     sizes = _fit_columns(cells, limit)
     groups, above, place, padded = "", "", 0, []
     for column in filter(sizes.__contains__, columns):
-        (group, title), (_, texts, is_numeric), size = titles[column], cells[column], sizes[column]
+        (group, title, texts, is_numeric), size = cells[column], sizes[column]
         padded.append([_pad(text, size, is_numeric) for text in (title, *texts)])
         if group != above:
             groups = (groups + " " * bool(groups)).ljust(min(place, limit - len(group))) + group
@@ -4917,8 +4913,9 @@ def _format_table(rows, columns, width=None, is_flat=False, colors=False, messag
         left = min(limit, _LONGEST_LINE) - _measure_width(lines[number]) - 2
         if message and left > 9:
             lines[number] += "  " + _cut(_show_controls(message[:_LONGEST_LINE]), left)
-    head = [line for line in (groups[:width], lines[0]) if line]
-    lines = head + lines[1:] + head * (width is not None and len(rows) > _LONG_TABLE)
+    head = [*filter(None, [groups[:width], lines[0]])]
+    is_long = len(rows) > 40  # more than a terminal shows at once
+    lines = head + lines[1:] + head * (width is not None and is_long)
     if colors:
         pattern = rf"(?<= )({'|'.join(map(re.escape, _COLORS))})(?= |$)"
         color = lambda match: f"\x1b[{_COLORS[match.group()]}m{match.group()}\x1b[0m"  # noqa: E731
@@ -5013,11 +5010,11 @@ def _describe_metrics(rows):
         yield f"  {name}", "  ".join(words)
 
 
-def _draw_curve(values, width=40):
+def _draw_curve(values):
     """Draw *values* as a line of characters: each shows the extreme of its part, so that a spike stays."""
     blocks = "▁▂▃▄▅▆▇█" if _make_encodable("█", sys.stdout) == "█" else "_.-~=+*#"
     low, high, mean, curve = min(values), max(values), sum(values) / len(values), ""
-    size = -(-len(values) // width)
+    size = -(-len(values) // 40)
     for start in range(0, len(values), size):
         extreme = max(values[start : start + size], key=lambda value: abs(value - mean))
         curve += blocks[int((extreme - low) / (high - low or 1) * 7.99)]
@@ -5749,17 +5746,8 @@ def _read_curves(reader, least, is_thinned):
 
     curves: "Dict[str, Any]" = {}
     rows = [row for row in reader.metrics if abs(row["step"]) < 1e300]
-    layouts = dict.fromkeys(map(tuple, rows))
-    names = dict.fromkeys(chain.from_iterable(layouts))
-    columns: "Dict[str, Any]" = {}
-    if len(layouts) == 1:  # all rows have the same names in the same order
-        columns = dict(zip(names, map(list, zip(*map(dict.values, rows)))))
-    for name in [name for name in names if name not in _AXES]:
-        if columns:
-            steps, values = columns["step"], columns[name]
-        else:
-            points = [(row["step"], row[name]) for row in rows if name in row]
-            steps, values = map(list, zip(*points))
+    for name in [name for name in dict.fromkeys(chain.from_iterable(rows)) if name not in _AXES]:
+        steps, values = ([row[key] for row in rows if name in row] for key in ("step", name))
         gaps = [0] * (len(values) + 1)
         if not _can_draw(values, least):
             is_drawn = [_can_draw([value], least) for value in values]
@@ -6240,19 +6228,17 @@ def _arrange(rows, options):
         keys += [column for column in others if _varies(rows, column)]
     if keys or over:
         rows = everything = _group_rows(rows, columns, keys, bool(over))
-        columns = [*keys, *(column for column in _find_columns(rows) if column not in keys)]
+        columns = list(dict.fromkeys(keys + _find_columns(rows)))
     for names, descending in ((options.sort_reverse, False), (options.sort, True)):
         names = [_resolve_column(everything, columns, name) for name in names]
         rows = _sort_rows(rows, names, descending)
     rows = _take_part(rows, options)
     if options.is_for_people:
-        front, last = [*keys, "header.expid.count"], []
+        front = [*keys, "header.expid.count"]
         if not (keys or over):
             front = _FRONT + _choose_args(rows, columns, options.args)
-            last = ["header.description", "header.repeats", "header.status_message"]
-        results = [c for c in columns if c.startswith(_RESULTS)]
-        if over:
-            results = [column for column in results if column + ".mean" in columns]
+        results = [c for c in columns if c.startswith(_RESULTS) and (not over or c + ".mean" in columns)]
+        last = ["header.description", "header.repeats", "header.status_message"]
         # Not those that are empty.
         told = [c for c in results + last if any(row.get(c) not in (None, "") for row in rows)]
         columns = list(dict.fromkeys(front + told))  # a result may be what groups them
