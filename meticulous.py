@@ -4867,8 +4867,8 @@ def _fit_columns(columns, width):
     """Return the sizes of the columns that fit into *width*.
 
     columns: {name: (group, title, cells, whether they are numbers)}. First come id, status and one argument,
-    then results, other arguments and the rest of the header. Where not all results fit, strings and titles are
-    cut; times never are, nor numbers of a usual length.
+    then results, other arguments and the rest of the header. Where not all results fit, strings and titles
+    are cut; times never are, nor numbers of a usual length.
     """
     firsts = ["header.expid", "header.status", "header.expid.count"]
     firsts += [name for name in columns if name.startswith("args.")][:1]
@@ -5291,7 +5291,7 @@ def _run(words):
         " The exit code is the command's, or 128 + n for a signal.",
     )
     Experiment.add_argument_group(parser)
-    position = words.index("--") if "--" in words else len(words)
+    position = [*words, "--"].index("--")
     own, command = vars(parser.parse_args(words[:position])), words[position + 1 :]
     if not command:
         parser.error("name a command after --")
@@ -6032,7 +6032,7 @@ _COMMON = """
 --project-directory      DIR         look for 'experiments' from here upwards
 --experiments-directory  DIR         where the experiments are
 """
-_LISTING = f"""{_JSON}
+_SELECTION = """
 directory                DIRECTORY   where the experiments are; default: the project's 'experiments'
 --filter                 EXPRESSION  only rows where it is true: 'args.lr < 1 and args.seed == 3'
 --groupby                COLUMN...   a row for each value: mean, std, count
@@ -6043,8 +6043,10 @@ directory                DIRECTORY   where the experiments are; default: the pro
 --tail                   N           only the last N rows
 --columns                PREFIX...   only columns whose names begin so
 --args                   none|truncated|non-default|all  which arguments to show
---list-columns           -           print the names of the columns
 --normalize-json-values  N           make N levels of dicts columns
+"""
+_OUTPUT = """
+--list-columns           -           print the names of the columns
 --flat-cols              -           write titles as names: args.lr
 --export                 FILE        write the table to FILE.csv, .json, .md, .tex or .pd (pandas); - is CSV
 --version                -           print the version, and git's hash of this very file
@@ -6160,16 +6162,16 @@ def _diff(options):
     _print(options, lines, rows, differences=differences, **more)
 
 
-def _describe_version():
-    """Return the version, and the name that git has for this very file, so that an edited copy shows."""
+def _print_version(options):
+    """Print the version, and the name that git has for this very file, so that an edited copy shows."""
     content = globals()["__loader__"].get_data(__file__)  # it may be in a zip file
-    return f"meticulous {__version__}, git blob {_hash_object('blob', content, 40)}"
+    version = f"meticulous {__version__}, git blob {_hash_object('blob', content, 40)}"
+    _print(options, [version], version=version)
 
 
 def _list(options):
     if options.version:
-        version = _describe_version()
-        return _print(options, [version], version=version)
+        return _print_version(options)
     export_format = "csv" if options.export == "-" else os.path.splitext(options.export)[1][1:].lower()
     if options.export and export_format not in _FORMATS:
         raise QueryException(f"--export {options.export!r}: the extension is one of .{', .'.join(_FORMATS)}.")
@@ -6270,8 +6272,7 @@ def _export(path, name, rows, columns, levels, is_flat):
 def _format_problems(problems, what):
     """Return the line that names the experiments with *problems*, and *what* is wrong, if there are any."""
     shown = _join_some(f"{name} ({'; '.join(notes)})" for name, notes in problems.items())
-    line = f"{len(problems)} {what}: {shown}" + "." * (len(problems) <= 5)
-    return [_show_controls(line)] if problems else []
+    return [_show_controls(f"{len(problems)} {what}: {shown}")] if problems else []
 
 
 def _format_listing(rows, columns, options):
@@ -6304,15 +6305,12 @@ def _report(options):
     _warn(f"wrote {len(table)} rows to {path}")
 
 
-_REPORT = (
-    _LISTING
-    + f"""
+_REPORT = f"""{_SELECTION}
 --log - draw curves on a logarithmic scale
--o FILE default: report.html; has curves and stories of {_MOST_STORIES} runs, {_MOST_PLOTS} metrics, """
-)
-_REPORT += f"{_MOST_POINTS} points a curve"
+-o FILE default: report.html; max. {_MOST_STORIES} stories, {_MOST_PLOTS} plots, {_MOST_POINTS} points a curve
+"""
 _COMMANDS: "Dict[str, Any]" = {
-    "": (_list, _LISTING),
+    "": (_list, _JSON + _SELECTION + _OUTPUT),
     "report": (_report, _REPORT),
     "show": (
         _show,
@@ -6334,12 +6332,13 @@ _COMMANDS: "Dict[str, Any]" = {
 
 def _command(words):
     """Run the command that *words* are; returns the exit code."""
-    name = words.pop(0) if words[:1] and words[0] in _COMMANDS else ""
+    first = words[0] if words else "-"
+    name = words.pop(0) if first in _COMMANDS else ""
     if name == "run":
         return _run(words)
-    if not name and words[:1] and words[0][:1] != "-" and not os.path.isdir(words[0]):
+    if not name and first[:1] != "-" and not os.path.isdir(first):
         known = ", ".join(filter(None, _COMMANDS))
-        raise QueryException(f"{words[0]!r} is not a directory, nor one of the commands: {known}.")
+        raise QueryException(f"{first!r} is not a directory, nor one of the commands: {known}.")
     options = _parse(name, words)
     return _COMMANDS[name][0](options) or 0
 
