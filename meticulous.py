@@ -4381,9 +4381,10 @@ def _take_part(rows, options):
 
 
 def _load_rows(directory, groups, levels, options=None):
-    """Return rows by start time; by experiment, what could not be read, and what ran but is not committed.
+    """Return the rows in the order of their starts, and two dicts of lists of strings by id.
 
-    options: have --head and --tail of all, in that order; of the others only metadata.json is read.
+    These are the files that could not be read, and the code that ran but is not committed. With *options*,
+    only what --head and --tail leave is read; of the other experiments only metadata.json.
     """
     scheduler, problems, warnings = _Scheduler(), {}, {}
 
@@ -5154,7 +5155,7 @@ def _wait_for_signal():
 
 
 def _wait_for_command(process_id, early):
-    """Hand signals on until the process has ended; returns its wait status.
+    """Hand signals on until the process has ended; return its wait status.
 
     *early*: the signals that were pending before it began, and so did not reach it, whoever sent them.
     """
@@ -5203,7 +5204,7 @@ def _pass_on(pipes, pipe, ended, experiment):
     while ended not in ready:
         ready = select.select([pipe, ended], [], [])[0]
         if pipe in ready:
-            # The last read takes all that is left. So much memory for each would cost a tenth of the time.
+            # The last read takes all that is left. If every read took so much, all would be a tenth slower.
             data = pipe.read(_LARGEST_PIPE if ended in ready else _BLOCK)
             experiment.record_output(("", "stdout", "stderr")[pipes[pipe]], data)
             if not data or not _write(pipes[pipe], memoryview(data)):
@@ -5224,7 +5225,7 @@ def _start_pumps(pipes, ended, experiment):
 
 def _follow_command(process, inherited, early, experiment):
     """Pass on output and signals until the command has ended; return its wait status."""
-    # The other end of a pipe may wait until what is the command's alone is closed everywhere.
+    # Another process may wait for the end of a pipe that the command inherited, so our copies are closed.
     for descriptor in set(inherited) - {1, 2}:
         os.close(descriptor)
     pipes = {process.stdout: 1, process.stderr: 2}
@@ -5243,7 +5244,7 @@ def _follow_command(process, inherited, early, experiment):
 
 
 def _record_command(command, own):
-    """Run *command* as an experiment, *own* being Experiment's arguments; returns the exit code."""
+    """Run *command* as an experiment, *own* being Experiment's arguments; return the exit code."""
     import signal
     from subprocess import PIPE, Popen
 
@@ -5272,15 +5273,16 @@ def _record_command(command, own):
         return 126
     status = _follow_command(process, inherited, early, experiment)
     if os.WIFSIGNALED(status):
-        experiment.finish(_kill_text(os.WTERMSIG(status)))
-        return 128 + os.WTERMSIG(status)
+        signum = os.WTERMSIG(status)
+        experiment.finish(_kill_text(signum))
+        return 128 + signum
     code = os.WEXITSTATUS(status)
     experiment.finish(f"ERROR\nexit code {code}" if code else "SUCCESS")
     return code
 
 
 def _run(words):
-    """Record a command; returns its exit code."""
+    """Record a command; return its exit code."""
     import argparse
     from shutil import which
 
@@ -5854,7 +5856,7 @@ def _draw_plot(name, series, is_banded, is_log):
     if not parts:
         return f"<figure>{caption}</figure>"
     x_ends, y_ends = ([end for p in parts for end in (min(p[axis]), max(p[axis]))] for axis in (0, 1))
-    low, high, x_ticks = _find_axis(x_ends, int(all(isinstance(end, int) for end in x_ends)))
+    low, high, x_ticks = _find_axis(x_ends, all(isinstance(end, int) for end in x_ends))
     _, _, y_ticks = _find_axis(y_ends, is_log)  # if is_log, whole powers of ten
     # A power of ten may be larger than any float.
     y_names = [
@@ -5972,7 +5974,8 @@ def _make_report(directory, rows, table, columns, over=(), is_log=False):
     """
     runs = table if "header.expid" in table[0] else rows
     name_run, name_row = _name_rows(rows), _name_rows(rows, over)
-    series: "Dict[str, List[Any]]" = {name_row(row): [] for row in table}
+    names = [name_row(row) for row in table]
+    series: "Dict[str, List[Any]]" = {name: [] for name in names}
     links: "Dict[str, str]" = {}
     stories, least = [], 0 if is_log else -1e300
     for number, row in enumerate(runs[:_MOST_STORIES]):
@@ -5989,7 +5992,7 @@ def _make_report(directory, rows, table, columns, over=(), is_log=False):
     series = {name: found for name, found in series.items() if any(found)}
     # What differs and the results are seen first.
     columns = sorted(columns, key=lambda column: column in _LAST_COLUMNS)
-    names, numbers = [name_row(row) for row in table], {name: number for number, name in enumerate(series)}
+    numbers = {name: number for number, name in enumerate(series)}
     note = f"<p>Curves and stories are of the first {_MOST_STORIES} runs.</p>" * (len(runs) > _MOST_STORIES)
     body = _make_table(table, columns, map(numbers.get, names), map(links.get, names))
     body += _make_legend(series, links) + _draw_plots(series, bool(over), is_log)
@@ -6018,11 +6021,11 @@ def _format_story(reader, extension):
 _EXIT_NOTHING, _EXIT_WRONG = 1, 2
 _FRONT = ["header.expid", "header.status", "header.start_time", "header.duration"]
 _FORMATS: "Dict[str, Any]" = {
-    "csv": _format_csv,
-    "json": _format_json,
-    "md": _format_markdown,
-    "tex": _format_latex,
-    "pd": None,
+    ".csv": _format_csv,
+    ".json": _format_json,
+    ".md": _format_markdown,
+    ".tex": _format_latex,
+    ".pd": None,
 }
 # Options and operands of commands: name, value and help. N is a number, three dots mean one value or more.
 _JSON = """
@@ -6119,7 +6122,7 @@ def _path(options):
 
 
 def _change_description(options):
-    """Change what an experiment is said to be for, once it has ended."""
+    """Change the description of an experiment that has ended."""
     reader = _find_reader(options, options.id)
     if reader.status in ("RUNNING", "RUNNING?"):
         raise QueryException(
@@ -6172,9 +6175,9 @@ def _print_version(options):
 def _list(options):
     if options.version:
         return _print_version(options)
-    export_format = "csv" if options.export == "-" else os.path.splitext(options.export)[1][1:].lower()
-    if options.export and export_format not in _FORMATS:
-        raise QueryException(f"--export {options.export!r}: the extension is one of .{', .'.join(_FORMATS)}.")
+    extension = ".csv" if options.export == "-" else os.path.splitext(options.export)[1].lower()
+    if options.export and extension not in _FORMATS:
+        raise QueryException(f"--export {options.export!r}: the extension is one of {', '.join(_FORMATS)}.")
     levels = options.normalize_json_values or 0
     if min(levels, options.tail or 0, options.head or 0) < 0:
         raise QueryException("--head, --tail and --normalize-json-values take no negative numbers.")
@@ -6193,7 +6196,7 @@ def _list(options):
     notes = _format_problems(problems, "could not be read completely")
     notes += _format_problems(warnings, "ran code that is not in its commit")
     if options.export:
-        _export(options.export, export_format, rows, columns, levels, options.flat_cols)
+        _export(options.export, extension, rows, columns, levels, options.flat_cols)
         _warn(f"wrote {len(rows)} rows to {'stdout' if options.export == '-' else options.export}")
         for line in notes:
             _warn(line)
@@ -6253,9 +6256,9 @@ def _arrange(rows, options):
     return rows, columns, runs, over
 
 
-def _export(path, name, rows, columns, levels, is_flat):
-    """Write a table to the file *path*, or to stdout for '-', in the format *name*."""
-    format_rows = _FORMATS[name]
+def _export(path, extension, rows, columns, levels, is_flat):
+    """Write a table to the file *path*, or to stdout for '-', in the format of *extension*."""
+    format_rows = _FORMATS[extension]
     try:
         if path == "-":
             sys.stdout.write(_make_encodable(format_rows(rows, columns), sys.stdout))
@@ -6331,7 +6334,7 @@ _COMMANDS: "Dict[str, Any]" = {
 
 
 def _command(words):
-    """Run the command that *words* are; returns the exit code."""
+    """Run the command that *words* are; return the exit code."""
     first = words[0] if words else "-"
     name = words.pop(0) if first in _COMMANDS else ""
     if name == "run":
@@ -6344,7 +6347,7 @@ def _command(words):
 
 
 def main(argv: "Optional[Sequence[str]]" = None) -> int:
-    """List, show or compare experiments, as the command line does; returns the exit code."""
+    """List, show or compare experiments, as the command line does; return the exit code."""
     import gc
 
     stdout, collects_garbage = sys.stdout, gc.isenabled()
