@@ -5977,7 +5977,7 @@ def _make_report(directory, rows, table, columns, over=(), is_log=False):
     names = [name_row(row) for row in table]
     series: "Dict[str, List[Any]]" = {name: [] for name in names}
     links: "Dict[str, str]" = {}
-    stories, least = [], 0 if is_log else -1e300
+    stories, least = "", 0 if is_log else -1e300
     for number, row in enumerate(runs[:_MOST_STORIES]):
         name, reader = name_row(row), ExperimentReader(os.path.join(directory, row["header.expid"]))
         # As in the table, without asking Slurm again.
@@ -5988,7 +5988,7 @@ def _make_report(directory, rows, table, columns, over=(), is_log=False):
         reader.metrics = []  # drawn, so the story need not describe them
         title = f"{_escape(name_run(row), 120)} <small>{_escape(reader.status)}</small>"
         story = _make_story(_list_blocks(reader, row))
-        stories.append(f'<details><summary>{title}</summary><div id="r{number}">{story}</div></details>')
+        stories += f'<details><summary>{title}</summary><div id="r{number}">{story}</div></details>'
     series = {name: found for name, found in series.items() if any(found)}
     # What differs and the results are seen first.
     columns = sorted(columns, key=lambda column: column in _LAST_COLUMNS)
@@ -5998,7 +5998,7 @@ def _make_report(directory, rows, table, columns, over=(), is_log=False):
     body += _make_legend(series, links) + _draw_plots(series, bool(over), is_log)
     place = "/".join(os.path.abspath(directory).split(os.sep)[-2:])
     title = f"{len(runs)} run{'s' * (len(runs) > 1)} in {place}"
-    return _make_page(title, note + body + "<h2>Runs</h2>" + "".join(stories))
+    return _make_page(title, f"{note}{body}<h2>Runs</h2>{stories}")
 
 
 def _format_story(reader, extension):
@@ -6082,6 +6082,11 @@ def _parse(name, words):
         def error(self, message):
             super().error(_show_controls(message))
 
+    def count(text):
+        if not text.isdecimal():
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
+        return int(text)
+
     parser = Parser(
         prog=f"meticulous {name}".strip(),
         epilog=_EPILOG,
@@ -6094,7 +6099,7 @@ def _parse(name, words):
         if value == "-":
             kind = {"action": "store_true"}
         elif value == "N":
-            kind = {"metavar": value, "type": int}
+            kind = {"metavar": value, "type": count}
         elif value.endswith("..."):
             kind = {"metavar": value[:-3], "nargs": "+", "default": []}
         elif "|" in value:
@@ -6179,8 +6184,6 @@ def _list(options):
     if options.export and extension not in _FORMATS:
         raise QueryException(f"--export {options.export!r}: the extension is one of {', '.join(_FORMATS)}.")
     levels = options.normalize_json_values or 0
-    if min(levels, options.tail or 0, options.head or 0) < 0:
-        raise QueryException("--head, --tail and --normalize-json-values take no negative numbers.")
     options.is_for_people = not (options.columns or options.json or options.list_columns)
     names = _list_deciding(options)
     groups = _choose_groups(names if options.is_for_people else _GROUPS + ["metrics"])
