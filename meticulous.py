@@ -4853,7 +4853,8 @@ def _format_cells(rows, column):
     if is_grouped or kinds <= {int, float, type(None)} or "".join(texts).isdigit():
         # Padded after the point to one length.
         tails = [len(text.lstrip("-0123456789")) for text in texts]
-        return [text + " " * (max(tails) - tail) for text, tail in zip(texts, tails)], True
+        longest = max(tails, default=0)
+        return [text + " " * (longest - tail) for text, tail in zip(texts, tails)], True
     return texts, False
 
 
