@@ -4878,7 +4878,9 @@ def _fit_columns(columns, width):
     def rank(name):
         return [name in firsts, name.startswith(_RESULTS), name.startswith("args."), True].index(True)
 
-    widths = {name: (_measure_width(c[1]), max(map(_measure_width, c[2]), default=0)) for name, c in columns.items()}
+    widths = {
+        name: (_measure_width(c[1]), max(map(_measure_width, c[2]), default=0)) for name, c in columns.items()
+    }
     sizes: "Dict[str, int]"
     for most in _WIDEST_CELLS:
         left, sizes = width, {}
