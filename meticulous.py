@@ -1676,11 +1676,14 @@ def _leave_out(top, changed):
                 f"A snapshot can't hold it: commit it, or have git ignore it{_OR_NORECORD}."
             )
         if code == "??":
-            size = os.lstat(path).st_size
-            if size > _LARGEST_FILE or total + size > _LARGEST_SUM:
-                left_out[name] = _hash_large_file(path)
-            else:
-                total += size
+            try:
+                size = os.lstat(path).st_size
+                if size > _LARGEST_FILE or total + size > _LARGEST_SUM:
+                    left_out[name] = _hash_large_file(path)
+                else:
+                    total += size
+            except FileNotFoundError:
+                pass  # another process has removed its temporary file since
     return left_out
 
 
@@ -1736,7 +1739,7 @@ def _store_work_tree(work_tree, index, files, experiments_directory, digits):
         there: "List[bytes]" = []
         for name, code in files.items():
             # Where a file is gone may be one that is ignored now, or its folder is a symbolic link.
-            is_gone = "D" in code and "U" not in code
+            is_gone = re.match("D |[^U]D", code)
             (gone if is_gone else there).append(name.encode("utf-8", "surrogateescape"))
         add = "--add", "--remove", "--replace"
         update(gone, "--force-remove")
@@ -1768,6 +1771,7 @@ def _take_snapshot(work_tree, head, experiments_directory):
         _ask_git(["hash-object", "-t", "commit", "-w", "--stdin"], work_tree, b"\n", commit)
         _ask_git(["update-ref", reference, sha], work_tree)
     command = ["diff-tree", "-p", "--binary", "--full-index", "--no-ext-diff", "--no-textconv"]
+    command += ["--ignore-submodules=none"]
     head.patch = _ask_git([*command, head.sha, tree], work_tree)
     head.snapshot = {"head": head.sha, "files": list(files), "left-out": left_out, "complete": not left_out}
     head.sha, head.message = sha, _parse_commit(commit)
@@ -1875,6 +1879,11 @@ class _CodeProof:
             # site-packages may be in there, with links into the project (an editable installation).
             if file.startswith(standard) and "-packages" not in file:
                 continue
+            if not os.path.isabs(file) and not os.path.exists(file):
+                # Up to Python 3.8 a script's is relative to a directory that it may have left. Or "<stdin>".
+                file = os.path.join(*sys.path[:1], os.path.basename(file))
+                if not os.path.exists(file):
+                    continue
             folder, name = os.path.split(file)
             if folder not in real:
                 real[folder] = os.path.join(os.path.realpath(folder), "")
@@ -5468,16 +5477,16 @@ def _list_values(value, name=""):
 
 def _compare_values(values, rtol=0):
     """Return {name: "old -> new"} of what differs between two dicts, nested ones too; NaN equals NaN."""
-    import math
-
     old, new = (dict(_list_values(value)) for value in values)
     different = {}
     for name in {**old, **new}:
         pair: "Any" = (old.get(name), new.get(name))
         first, second = pair
-        are_close = all(map(_is_number, pair)) and math.isclose(*pair, rel_tol=rtol)
-        if first != second and not are_close and (first == first or second == second):
-            different[name] = " -> ".join(_dump_cell(value) or "-" for value in pair)
+        if first != second and (first == first or second == second):
+            # Not math.isclose(), because an int may be too large for a float.
+            has_rtol = rtol and all(map(_is_number, pair))
+            if not (has_rtol and abs(first - second) / max(map(abs, pair)) <= rtol):
+                different[name] = " -> ".join(_dump_cell(value) or "-" for value in pair)
     return different
 
 
@@ -5496,7 +5505,8 @@ def _list_missing(values, recorded, copy, directory):
         if re.fullmatch(r"(?!\S*://)\S+", value)
         and not os.path.exists(os.path.join(copy, value))
         and os.path.realpath(os.path.join(recorded, value)) != os.path.realpath(directory)
-        and ("/" in value or os.path.exists(os.path.join(recorded, value)))
+        # Not the name of a model, "facebook/opt-125m", nor a date.
+        and os.path.exists(os.path.join(recorded, value.partition("/")[0] or "/"))
     )
 
 
@@ -5534,15 +5544,19 @@ def _find_repetition(directory, old, process_id):
 
 def _prepare_repetition(old, work_tree, directory, copy):
     """Return the command that repeats *old* in *copy*, and Popen's keywords for it."""
-    top, experiments = os.path.realpath(work_tree), os.path.relpath(directory, work_tree)
+    top, experiments = os.path.realpath(work_tree), re.escape(os.path.relpath(directory, work_tree))
+    in_copy = rf"(?s)(?:{experiments}/{re.escape(_COPIES)}/[^/]+/|(?!{experiments}/|\.\./))(.*)"
 
     def replace(match):
-        # A path in the work tree is in the copy now, but for that of the experiments.
+        # A path in the work tree, or in a copy of it, is in the copy now, but for those of experiments.
         path = match.group()
-        for parent in _list_parents(path):
-            rest = path[len(parent) :]
-            if os.path.realpath(parent) == top and not f"{rest}/".startswith(f"/{experiments}/"):
-                return copy + rest
+        for end in [part.end() for part in re.finditer("/[^/]*", path)]:
+            if not os.path.lexists(path[:end]):
+                break
+            name = os.path.relpath(os.path.realpath(path[:end]) + path[end:], top)
+            found = re.fullmatch(in_copy, name + "/")
+            if found:
+                return os.path.normpath(os.path.join(copy, found.group(1)))
         return path
 
     executable, words = old.metadata.get("executable", ""), old.metadata.get("command-line", [])

@@ -488,6 +488,9 @@ Experiment().summary(json.loads(sys.argv[1 + count % 2]))
         ('{"x": 1}', "{}", "0", 1),
         ('{"x": 1}', '{"x": 1, "y": 2}', "0", 1),
         ('{"x": 0}', '{"x": false}', "0", 0),
+        (f'{{"x": 1{"0" * 400}}}', f'{{"x": 1{"0" * 400}}}', "0", 0),
+        (f'{{"x": 1{"0" * 400}}}', f'{{"x": 1{"0" * 399}1}}', "0", 1),
+        (f'{{"x": 1{"0" * 400}}}', f'{{"x": 1{"0" * 399}1}}', "0.1", 0),
         ("{}", '{"x": 1}', "0", 3),
     ],
 )
@@ -532,19 +535,36 @@ SUMMARY = "from meticulous import Experiment\nExperiment(experiment_id=ID).summa
         ["meticulous.py", "run", "--experiment-id", "name", "--", "sh", "-c", "exit 0"],
         ["fixed_id.py"],
         ["ABSOLUTE/train.py", "--data=ABSOLUTE/data/numbers.txt"],
-        ["LINK/train.py", "--data=LINK/data/numbers.txt"],
+        ["LINKS/project/train.py", "--data=LINKS/project/data/numbers.txt"],
+        ["LINKS/package/module.py"],
+        ["LINKS/train.py"],
     ],
-    ids=["script", "id", "module", "code", "run", "run-id", "fixed-id", "absolute", "link"],
+    ids=[
+        "script",
+        "id",
+        "module",
+        "code",
+        "run",
+        "run-id",
+        "fixed-id",
+        "absolute",
+        "link",
+        "folder-link",
+        "file-link",
+    ],
 )
 def test_kinds_of_command_lines(project, words):
     project.write("package/__init__.py", "")
     project.write("package/module.py", SUMMARY.replace("ID", "None"))
     project.write("fixed_id.py", SUMMARY.replace("ID", "'name'"))
     project.commit()
-    link = project.path.parent / "link"
-    link.symlink_to(project.path)
-    words = [word.replace("ABSOLUTE", str(project.path)).replace("LINK", str(link)) for word in words]
-    result = python(project, *words)
+    links = project.path.parent / "links"
+    links.mkdir()
+    for name, target in (("project", ""), ("package", "package"), ("train.py", "train.py")):
+        (links / name).symlink_to(project.path / target)
+    words = [word.replace("ABSOLUTE", str(project.path)).replace("LINKS", str(links)) for word in words]
+    env = {"PYTHONPATH": project.path}
+    result = python(project, *words, env=env)
     assert result.code == 0, result
     sha = head(project)
     for name in ("train.py", "package/module.py", "fixed_id.py"):
@@ -552,12 +572,34 @@ def test_kinds_of_command_lines(project, words):
     project.commit()
     before = set(os.listdir(str(project.path / "experiments")))
     name = "name" if "name" in before else "1"
-    result = command(project, "repeat", name)
+    result = command(project, "repeat", name, env=env)
     assert result.code == (3 if words[1:2] == ["run"] else 0), result
     new = [name for name in set(os.listdir(str(project.path / "experiments"))) - before if name[0] != "."]
     assert {load(project, name)["githead-sha"] for name in new} == {sha}
     assert len(load(project, name)["attempts"]) == 1
     assert all(name.isdigit() for name in new)
+
+
+def test_run_in_a_copy_that_was_removed(project):
+    copy = freeze(project, "--no-links")
+    assert (
+        python(
+            project, str(copy / "train.py"), "--data", str(project.path / "data/numbers.txt"), cwd=copy
+        ).code
+        == 0
+    )
+    assert command(project, "freeze", "--remove").code == 0
+    result = command(project, "repeat", "1")
+    assert (result.code, result.stderr) == (0, "")
+
+
+def test_long_list_of_paths_among_the_arguments(project):
+    source = (
+        "import sys\nfrom meticulous import Experiment\nExperiment({'files': sys.argv[1]}).summary(x=1)\n"
+    )
+    paths = ",".join(f"/data/set/part/{number}" for number in range(600))
+    assert record(project, source, f"--files={paths}").code == 0
+    assert command(project, "repeat", "1").code == 0
 
 
 def test_resumed_experiment(project):
@@ -671,6 +713,15 @@ def test_paths_in_a_list_of_arguments_are_found(project):
         result = command(project, "repeat", str(2 * number - 1))
         assert result.code == 0
         assert ("not there: 'data/other.txt'" in result.stderr) == (number == 2), result
+
+
+def test_what_only_looks_like_a_path_is_not_missed(project):
+    source = (
+        "import sys\nfrom meticulous import Experiment\nExperiment({'model': sys.argv[1]}).summary(x=1)\n"
+    )
+    assert record(project, source, "facebook/opt-125m").code == 0
+    result = command(project, "repeat", "1")
+    assert (result.code, result.stderr) == (0, "")
 
 
 def test_experiments_directory_among_the_arguments_is_not_missed(project):

@@ -240,6 +240,30 @@ def test_module_of_a_package_and_c_option(repo, check):
         assert json.loads(output.decode())["code"] == proved(count)
 
 
+@pytest.mark.parametrize("folder", ["sub", ".."])
+def test_script_that_has_left_its_directory(repo, check, folder):
+    repo.write("sub/file", "")
+    source = f"""
+        top = os.getcwd()
+        os.chdir({folder!r})
+        directory = os.path.join(top, "experiments")
+        show(meticulous._prepare_repository(top, directory, lambda: os.makedirs(directory)))
+    """
+    repo.write("train.py", textwrap.dedent(PREPARE) + textwrap.dedent(source))
+    repo.commit()
+    command = [sys.executable, "train.py"]  # up to Python 3.8 __file__ is as relative as this
+    output = subprocess.check_output(command, cwd=str(repo.path), env=repo.environment())
+    assert json.loads(output.decode())["code"] == proved(1)
+
+
+def test_code_from_stdin_is_not_a_file(repo, check, tmp_path):
+    (tmp_path / "stdin").write_text(textwrap.dedent(CHECK))
+    with open(str(tmp_path / "stdin"), "rb") as file:
+        command = [sys.executable, "-"]
+        output = subprocess.check_output(command, stdin=file, cwd=str(repo.path), env=repo.environment())
+    assert json.loads(output.decode())["code"] == proved(0)
+
+
 def test_linked_work_tree(repo, check, tmp_path):
     repo.write("helper.py", "")
     assert check("import helper\nshow(prepare())") == proved(2)
@@ -436,6 +460,29 @@ def test_file_that_is_ignored_now_is_not_in_the_snapshot(repo, snap):
     assert repo.git("rev-parse", snap()["sha"] + "^{tree}") == tree_of(repo)
 
 
+def test_intent_to_add_after_removal_from_the_index(repo, snap):
+    repo.write("data", "1")
+    repo.commit()
+    repo.git("rm", "-q", "--cached", "data")
+    repo.git("add", "--intent-to-add", "data")
+    repo.write("data", "2")
+    assert repo.git("show", snap()["sha"] + ":data") == "2"
+
+
+def test_untracked_file_that_another_process_removes_meanwhile(repo, snap, tmp_path):
+    source = """#!/bin/sh
+    case "$*" in *status*) 'GIT' "$@"; rm -f temporary; exit;; esac
+    exec GIT "$@"
+    """.replace("'GIT'", shutil.which("git"))
+    path = make_stand_in(tmp_path, textwrap.dedent(source))
+    repo.write("untracked", "1")
+    repo.write("temporary", "1")
+    result = repo.run(None, name=str(tmp_path / "snap.py"), env={"PATH": path})
+    assert result.code == 0, result
+    sha = json.loads(result.stdout)["sha"]
+    assert repo.git("diff", "--name-only", "HEAD", sha).split() == ["untracked"]
+
+
 def test_missing_index_is_an_empty_one(repo, snap):
     tree = tree_of(repo)
     (repo.path / ".git" / "index").unlink()
@@ -555,6 +602,20 @@ def test_submodule_and_nested_repository_are_refused(repo, make_repo, snap, tmp_
     repo.git("-C", "module", "checkout", "-q", "README")
     make_repo(repo.path / "nested")
     assert "nested/ is a submodule" in snap(code=1)
+
+
+def test_patch_removes_a_submodule_whatever_the_settings(repo, make_repo, snap, tmp_path, monkeypatch):
+    other = make_repo(tmp_path / "other")
+    repo.git("-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(other.path), "module")
+    repo.commit()
+    shutil.rmtree(str(repo.path / "module"))
+    repo.git("config", "submodule.module.ignore", "all")
+    sha = snap()["sha"]
+    monkeypatch.chdir(repo.path)
+    path = str(repo.path / "experiments")
+    patch = meticulous._prepare_repository(str(repo.path), path, lambda: None, True).patch
+    assert b"deleted file mode 160000" in patch
+    assert "module" not in repo.git("ls-tree", "--name-only", sha).split()
 
 
 def test_dirty_first_start_moves_nothing(repo, snap):
