@@ -5387,6 +5387,8 @@ def _copy_repository(work_tree, copy, sha):
         path = os.path.join(copy, ".git", name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         _create_file(path, os.fsencode(text + "\n"))
+    for name in ("info/attributes", "shallow"):  # if they are there
+        os.symlink(os.path.join(inside, name), os.path.join(copy, ".git", name))
     _ask_git(["reset", "-q", "--hard"], copy)
     listing = os.fsdecode(_ask_git(["ls-files", "-s", "-z"], copy))
     for commit, path in re.findall(r"160000 (\w+) 0\t([^\0]+)", listing):

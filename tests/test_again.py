@@ -239,7 +239,7 @@ def test_settings_of_the_original_hold_in_the_copy(project):
     project.git("config", "core.autocrlf", "true")
     project.git("config", "filter.shout.smudge", "tr a-z A-Z")
     project.git("config", "filter.shout.clean", "tr A-Z a-z")
-    project.write(".gitattributes", "*.loud filter=shout\n")
+    project.write(".git/info/attributes", "*.loud filter=shout\n")
     project.write("word.loud", "hello\r\n")
     project.write("lines.txt", "a\r\nb\r\n")
     project.commit()
@@ -248,6 +248,12 @@ def test_settings_of_the_original_hold_in_the_copy(project):
     assert (copy / "word.loud").read_bytes() == b"HELLO\r\n"
     assert (copy / "lines.txt").read_bytes() == b"a\r\nb\r\n"
     assert project.git("-C", str(copy), "status", "--porcelain") == ""
+
+
+def test_shallow_clone(project, tmp_path):
+    project.git("clone", "--quiet", "--depth=1", f"file://{project.path}", str(tmp_path / "clone"))
+    copy = freeze(project, cwd=tmp_path / "clone")
+    assert project.git("-C", str(copy), "log", "--format=%H").split() == [copy.name]
 
 
 def test_submodules_are_at_their_commits_without_network(project, make_repo, tmp_path):
