@@ -1879,7 +1879,7 @@ class _CodeProof:
             # site-packages may be in there, with links into the project (an editable installation).
             if file.startswith(standard) and "-packages" not in file:
                 continue
-            if not os.path.isabs(file) and not os.path.exists(file):
+            if not os.path.isabs(file) and not os.path.exists(file.split(os.sep)[0]):
                 # Up to Python 3.8 a script's is relative to a directory that it may have left. Or "<stdin>".
                 file = os.path.join(*sys.path[:1], os.path.basename(file))
                 if not os.path.exists(file):
