@@ -1664,8 +1664,11 @@ def _hash_large_file(path):
     return digest.hexdigest()
 
 
-def _leave_out(top, changed):
-    """Return the untracked files in *changed* that are too large for a snapshot, each with its sha256."""
+def _find_large_files(top, changed):
+    """Return the untracked files in *changed* that are too large for a snapshot, each with its sha256.
+
+    Raises GitException for a submodule with changes and for an untracked repository.
+    """
     left_out, total = {}, 0
     for name, code in changed.items():
         path = os.path.join(top, name.encode("utf-8", "surrogateescape"))
@@ -1687,33 +1690,8 @@ def _leave_out(top, changed):
     return left_out
 
 
-def _may_overlook(index, digits):
-    """Return whether the bytes of the *index* let git overlook changes; *digits* of a sha are 40 or 64.
-
-    Read here (gitformat-index(5)), because `git ls-files -v` takes as long as `git status`.
-    """
-    # A sparse checkout needs another version, and a split index has most entries in another file.
-    if index[7] != 2 or b"link" in index:
-        return True
-    entry = 12
-    for _ in range(int.from_bytes(index[8:entry], "big")):
-        flags = entry + 40 + digits // 2
-        if index[flags] & 0x80:  # assume-unchanged
-            return True
-        entry += (index.index(0, flags + 2) - entry) // 8 * 8 + 8
-    return False
-
-
-def _list_overlooked(work_tree, index):
-    """Return the files of which git is told to overlook changes, but for those that are left out (sparse)."""
-    tags = _ask_git(["ls-files", "-v", "-z"], work_tree, GIT_INDEX_FILE=index).split(b"\0")
-    tags = [tag for tag in tags if tag[:1].islower() or tag[:1] == b"S"]
-    # Lower case alone is assume-unchanged, S is skip-worktree.
-    return [tag[2:] for tag in tags if tag[:1] not in b"sS" or _is_there(os.fsencode(work_tree), tag[2:])]
-
-
-def _store_work_tree(work_tree, index, files, experiments_directory, digits):
-    """Store the work tree, of which *files* differ from HEAD; return the tree and what git overlooked.
+def _store_work_tree(work_tree, index, files, experiments_directory):
+    """Store the work tree, of which *files* differ from HEAD, as a tree object; return its name.
 
     files: by name the two letters of `git status`. Git works on a copy of the *index*, in a hidden folder of
     the *experiments_directory*, which a later start sweeps if this one is killed.
@@ -1722,33 +1700,36 @@ def _store_work_tree(work_tree, index, files, experiments_directory, digits):
     copy = os.path.join(hidden, "index")
 
     def update(names, *options):
-        command = ["update-index", *options, "-z", "--stdin"]
         if names:
-            _ask_git(command, work_tree, b"", b"\0".join(names), GIT_INDEX_FILE=copy)
+            command = ["update-index", *options, "-z", "--stdin"]
+            content = "\0".join(names).encode("utf-8", "surrogateescape")
+            _ask_git(command, work_tree, b"", content, GIT_INDEX_FILE=copy)
 
     os.mkdir(hidden)
     try:
-        content = b""
         if os.path.exists(index):  # to git a missing one is empty
-            times, content = os.stat(index), _read_file(index)
-            _create_file(copy, content)
+            times = os.stat(index)
+            _create_file(copy, _read_file(index))
             # By its time git knows which files may have changed in the same second:
             # test_edit_of_the_same_size_in_the_same_second.
             os.utime(copy, ns=(times.st_atime_ns, times.st_mtime_ns))
-        gone: "List[bytes]" = []
-        there: "List[bytes]" = []
-        for name, code in files.items():
-            # Where a file is gone may be one that is ignored now, or its folder is a symbolic link.
-            is_gone = re.match("D |[^U]D", code)
-            (gone if is_gone else there).append(name.encode("utf-8", "surrogateescape"))
+        # Where a file is gone may be one that is ignored now, or its folder is a symbolic link.
+        gone = {name for name, code in files.items() if re.match("D |[^U]D", code)}
         add = "--add", "--remove", "--replace"
         update(gone, "--force-remove")
-        update(there, *add)
-        overlooked = _list_overlooked(work_tree, copy) if content and _may_overlook(content, digits) else []
+        update(files.keys() - gone, *add)
+        tags = b"\0" + _ask_git(["ls-files", "-v", "-z"], work_tree, GIT_INDEX_FILE=copy)
+        # git is told to overlook changes of these: lower case alone is assume-unchanged, S is skip-worktree,
+        # by which a sparse checkout leaves files out.
+        overlooked = [
+            name
+            for tag, name in re.findall("\0([a-zS]) ([^\0]+)", os.fsdecode(tags))
+            if tag not in "sS" or _is_there(work_tree, name)
+        ]
         update(overlooked, "--no-assume-unchanged")
         update(overlooked, "--no-skip-worktree")
         update(overlooked, *add)
-        return _ask_word(["write-tree", "--missing-ok"], work_tree, GIT_INDEX_FILE=copy), overlooked
+        return _ask_word(["write-tree", "--missing-ok"], work_tree, GIT_INDEX_FILE=copy)
     finally:
         _try(os.unlink, copy)  # not _remove_folder, because importing shutil takes longer than all of this
         _try(os.rmdir, hidden)
@@ -1759,37 +1740,33 @@ def _take_snapshot(work_tree, head, experiments_directory):
 
     The user's index, branch, stash and files stay as they are.
     """
-    left_out = _leave_out(os.fsencode(work_tree), head.changed)
+    left_out = _find_large_files(os.fsencode(work_tree), head.changed)
     files = {name: code for name, code in head.changed.items() if name not in left_out}
-    directory, digits = _find_git_directory(work_tree), len(head.sha)
-    index = os.path.join(directory, "index")
-    tree, overlooked = _store_work_tree(work_tree, index, files, experiments_directory, digits)
+    directory = _find_git_directory(work_tree)
+    tree = _store_work_tree(work_tree, os.path.join(directory, "index"), files, experiments_directory)
     commit = _SNAPSHOT.format(tree, head.sha).encode()
-    sha = _hash_object("commit", commit, digits)
+    sha = _hash_object("commit", commit, len(head.sha))
     reference = f"refs/meticulous/{sha}"
     if not _is_there(directory, reference):
         _ask_git(["hash-object", "-t", "commit", "-w", "--stdin"], work_tree, b"\n", commit)
         _ask_git(["update-ref", reference, sha], work_tree)
     command = ["diff-tree", "-p", "--binary", "--full-index", "--no-ext-diff", "--no-textconv"]
-    command += ["--ignore-submodules=none"]
+    command.append("--ignore-submodules=none")
     head.patch = _ask_git([*command, head.sha, tree], work_tree)
     head.snapshot = {"head": head.sha, "files": list(files), "left-out": left_out, "complete": not left_out}
-    head.sha, head.message = sha, _parse_commit(commit)
-    # The trees of all other folders are the same.
-    for folder in {os.path.dirname(name) for name in [*files, *map(os.fsdecode, overlooked)]}:
-        head.trees.pop(folder, None)
+    head.sha, head.message, head.trees = sha, _parse_commit(commit), {}
 
 
 def _hash_object(kind, content, digits):
     """Return git's name of an object: 40 or 64 *digits*."""
     try:
         # A tenth of the time of hashlib, which loads OpenSSL.
-        from _sha1 import sha1  # type: ignore[import-not-found]
+        from _sha1 import sha1 as digest  # type: ignore[import-not-found]
     except ImportError:
-        from hashlib import sha1
+        from hashlib import sha1 as digest
     if digits == 64:
-        from hashlib import sha256 as sha1
-    return sha1(f"{kind} {len(content)}\0".encode() + content).hexdigest()
+        from hashlib import sha256 as digest
+    return digest(f"{kind} {len(content)}\0".encode() + content).hexdigest()
 
 
 def _hash_file_or_link(path, digits):
@@ -1810,39 +1787,38 @@ def _compare_files(top, sha, trees, paths):
     if folders:
         objects = _read_objects(top, [f"{sha}:{folder}".replace(os.sep, "/") for folder in folders])
         trees.update((folder, _parse_tree(raw, len(sha))) for folder, (_, raw) in zip(folders, objects))
-    hashes = {path: _hash_file_or_link(os.path.join(top, path), len(sha)) for path in paths}
-    known: "Dict[str, str]" = {}  # what differs; usually nothing does
+    kinds: "Dict[str, str]" = {}  # what differs; usually nothing does
+    filtered: "Dict[str, str]" = {}
     unknown: "Dict[str, List[str]]" = {}
     for path in paths:
         folder, name = os.path.split(path)
-        expected = trees[folder].get(name)
+        expected, found = trees[folder].get(name), _hash_file_or_link(os.path.join(top, path), len(sha))
         if expected is None:
-            parents = _list_parents(folder)
-            inner = next(
-                parent for parent in parents if not parent or _is_there(os.path.join(top, parent), ".git")
-            )
+            inner = folder
+            while inner and not _is_there(os.path.join(top, inner), ".git"):
+                inner = os.path.dirname(inner)
             unknown.setdefault(inner, []).append(path)
-        elif expected != hashes[path]:
-            known[path] = expected
-    kinds = dict.fromkeys(known, "changed")
-    # Git knows about filters and line ends. It stops at a file that is gone.
-    names = list(filter(hashes.get, known))
-    stdout = names and _git(["hash-object", "--stdin-paths"], top, os.fsencode("\n".join(names))).stdout
-    for path, found in zip(names, (stdout or b"").decode().split()):
-        if found == known[path]:
-            del kinds[path]
-    for inner, paths in unknown.items():
+        elif expected != found:
+            kinds[path] = "changed"
+            if found:  # git would stop at a file that is gone
+                filtered[path] = expected
+    if filtered:  # or with other line ends, about which git knows
+        output = _git(["hash-object", "--stdin-paths"], top, os.fsencode("\n".join(filtered))).stdout
+        for path, found in zip(filtered, output.decode().split()):
+            if found == filtered[path]:
+                del kinds[path]
+    for inner, members in unknown.items():
         # The commit of a submodule, or nothing.
         command = ["rev-parse", "-q", "--verify", f"{sha}:{inner}"]
         commit = inner and _git(command, top).stdout.decode().strip()
         if commit:
-            own = [os.path.relpath(path, inner) for path in paths]
+            own = [os.path.relpath(path, inner) for path in members]
             different = _compare_files(os.path.join(top, inner), commit, {}, own)
             kinds.update((os.path.join(inner, path), kind) for path, kind in different.items())
         else:
-            answer = _git(["check-ignore", "-z", "--stdin"], top, os.fsencode("\0".join(paths)))
+            answer = _git(["check-ignore", "-z", "--stdin"], top, os.fsencode("\0".join(members)))
             ignored = os.fsdecode(answer.stdout).split("\0")
-            kinds.update((path, "ignored" if path in ignored else "untracked") for path in paths)
+            kinds.update((path, "ignored" if path in ignored else "untracked") for path in members)
     return kinds
 
 
@@ -1891,25 +1867,18 @@ class _CodeProof:
             for path in {found, os.path.realpath(found) if os.path.islink(found) else found}:
                 is_own = path.startswith(self.inside) and not path.startswith(self.others)
                 # A line break can't be in a list of paths for git.
-                if (
-                    is_own
-                    and not {"site-packages", "dist-packages"}.intersection(path.split(os.sep))
-                    and "\n" not in path
-                ):
+                if is_own and not re.search(r"[\\/](site|dist)-packages[\\/]|\n", path):
                     # A module in a zip file has a path below that file.
                     existing = next(filter(os.path.lexists, _list_parents(path)))
                     self.files.add((path if os.path.isdir(existing) else existing)[len(self.inside) :])
 
-    def _add(self, different):
-        for path, kind in different.items():
-            if path not in self.code[kind]:
-                self.code[kind].append(path)
+    def _add(self, kind, paths):
+        self.code[kind] += [path for path in paths if path not in self.code[kind]]
 
     def keep(self, metadata):
         """Add what ran in the earlier attempts of *metadata*: a resume does not take it back."""
-        code = metadata.get("code")
-        for kind in ("untracked", "ignored", "changed") if isinstance(code, dict) else ():
-            self._add(dict.fromkeys(code.get(kind) or (), kind))
+        for kind in ("untracked", "ignored", "changed"):
+            self._add(kind, (metadata.get("code") or {}).get(kind, ()))
 
     def check(self):
         """Compare the files loaded since the last check; return metadata's "code". Warns of what differs."""
@@ -1918,7 +1887,8 @@ class _CodeProof:
         self.checked.update(files)
         different = _compare_files(self.inside[:-1], self.head.sha, self.head.trees, files)
         self.code["checked"] = len(self.checked)
-        self._add(different)
+        for path, kind in different.items():
+            self._add(kind, [path])
         if {"untracked", "changed"} & set(different.values()):
             _warn(_describe_code({"githead-sha": self.head.sha, "code": self.code}))
         return self.code
