@@ -1379,6 +1379,13 @@ def _find_git_directory(work_tree):
     return os.path.join(work_tree, path)
 
 
+def _find_shared_directory(work_tree):
+    """Return the git directory that all linked work trees of a repository have in common."""
+    directory = _find_git_directory(work_tree)
+    link = os.path.join(directory, "commondir")
+    return os.path.join(directory, os.fsdecode(_read_file(link).strip()) if os.path.exists(link) else "")
+
+
 def _parse_commit(raw):
     """Return the message of a raw commit, exactly as it was committed."""
     header, _, message = raw.partition(b"\n\n")
@@ -1577,9 +1584,7 @@ def _commit_line(work_tree, head, line, experiments_directory):
         directory = _find_git_directory(work_tree)
         # Bisect finds nothing, or never ends, if HEAD moves by itself: test_bisect_run_finds_the_commit.
         if head.changed or any(_is_there(directory, name) for name in _OPERATIONS.split()):
-            # Linked work trees have it in common.
-            common = (_read_if_there(os.path.join(directory, "commondir")) or b"").strip()
-            exclude = os.path.join(directory, os.fsdecode(common), "info", "exclude")
+            exclude = os.path.join(_find_shared_directory(work_tree), "info", "exclude")
             os.makedirs(os.path.dirname(exclude), exist_ok=True)  # `git init --template=` makes none
             _append_line(exclude, line)
             _warn(
@@ -1809,7 +1814,7 @@ def _compare_files(top, sha, trees, paths):
                 del kinds[path]
     for inner, members in unknown.items():
         # The commit of a submodule, or nothing.
-        command = ["rev-parse", "-q", "--verify", f"{sha}:{inner}"]
+        command = ["rev-parse", "--verify", f"{sha}:{inner}"]
         commit = inner and _git(command, top).stdout.decode().strip()
         if commit:
             own = [os.path.relpath(path, inner) for path in members]
@@ -1845,8 +1850,10 @@ class _CodeProof:
 
     def _find_files(self):
         """Add the project files loaded since the last call, relative to the top of the work tree."""
+        from functools import lru_cache
+
+        realpath = lru_cache(None)(os.path.realpath)  # slow, but 2,000 modules are in a few hundred folders
         standard = os.path.join(os.path.dirname(os.__file__), "")
-        real = {}  # by folder, because realpath is slow, and 2,000 modules are in a few hundred folders
         for module in list(sys.modules.values()):
             file = getattr(module, "__dict__", {}).get("__file__")  # a lazy module would load at getattr
             if not isinstance(file, str) or file in self.seen:
@@ -1861,9 +1868,7 @@ class _CodeProof:
                 if not os.path.exists(file):
                     continue
             folder, name = os.path.split(file)
-            if folder not in real:
-                real[folder] = os.path.join(os.path.realpath(folder), "")
-            found = real[folder] + name
+            found = os.path.join(realpath(folder), name)
             for path in {found, os.path.realpath(found) if os.path.islink(found) else found}:
                 is_own = path.startswith(self.inside) and not path.startswith(self.others)
                 # A line break can't be in a list of paths for git.
@@ -5326,7 +5331,7 @@ def _find_project(options):
 
 
 def _find_commit(work_tree, name):
-    answer = _git(["rev-parse", "-q", "--verify", f"{name}^{{commit}}"], work_tree)
+    answer = _git(["rev-parse", "--verify", f"{name}^{{commit}}"], work_tree)
     if answer.code:
         raise QueryException(f"There is no commit {name!r} in {work_tree}, and no experiment of that ID.")
     return answer.stdout.decode().strip()
@@ -5337,14 +5342,9 @@ def _copy_repository(work_tree, copy, sha):
 
     It borrows the objects. Not by `git worktree`, which git 1.8.3 lacks.
     """
-    import json
-
-    # A git before 2.5, which has no linked work trees, prints an option that it doesn't know.
-    output = _ask_git(["rev-parse", "--git-common-dir", "--git-dir"], work_tree)
-    common, own = os.fsdecode(output).splitlines()
-    inside = os.path.abspath(os.path.join(work_tree, own if common.startswith("--") else common))
+    inside = os.path.abspath(_find_shared_directory(work_tree))
     # Its configuration has filters and line ends, without which the same commit gives other files.
-    config = json.dumps(os.path.join(inside, "config"), ensure_ascii=False)
+    config = _dump_json(os.path.join(inside, "config"), ensure_ascii=False)
     files = {
         "HEAD": sha,
         "objects/info/alternates": os.path.join(inside, "objects"),
@@ -5410,11 +5410,11 @@ def _remove_copies(directory):
     readers = Experiments(experiments_directory=directory)
     # By the commit, because a run may use a copy without being started in it.
     used = {reader.sha for reader in readers if reader.status.startswith("RUNNING")}
-    copies = os.path.join(os.path.realpath(directory), _COPIES, "")
+    copies = os.path.join(directory, _COPIES)
     for name in os.listdir(copies) if os.path.isdir(copies) else ():
         if name.partition("-")[0] not in used:
             hidden = _build_path(directory)
-            os.rename(copies + name, hidden)  # so that no other process is given a part of it
+            os.rename(os.path.join(copies, name), hidden)  # so that no process is given a part of it
             _remove_folder(hidden)
 
 
@@ -5454,11 +5454,11 @@ def _compare_values(values, rtol=0):
     for name in {**old, **new}:
         pair: "Any" = (old.get(name), new.get(name))
         first, second = pair
-        if first != second and (first == first or second == second):
-            # Not math.isclose(), because an int may be too large for a float.
-            has_rtol = rtol and all(map(_is_number, pair))
-            if not (has_rtol and abs(first - second) / max(map(abs, pair)) <= rtol):
-                different[name] = " -> ".join(_dump_cell(value) or "-" for value in pair)
+        if first == second or (first != first and second != second):
+            continue
+        # Not math.isclose(), because an int may be too large for a float.
+        if not (rtol and all(map(_is_number, pair)) and abs(first - second) / max(map(abs, pair)) <= rtol):
+            different[name] = " -> ".join(_dump_cell(value) or "-" for value in pair)
     return different
 
 
@@ -5474,10 +5474,9 @@ def _list_missing(values, recorded, copy, directory):
     return sorted(
         repr(value)
         for value in {str(value).rpartition("=")[2] for value in values}
-        if re.fullmatch(r"(?!\S*://)\S+", value)
-        and not os.path.exists(os.path.join(copy, value))
+        if not os.path.exists(os.path.join(copy, value))
         and os.path.realpath(os.path.join(recorded, value)) != os.path.realpath(directory)
-        # Not the name of a model, "facebook/opt-125m", nor a date.
+        # Not a URL, a date, or the name of a model, "facebook/opt-125m".
         and os.path.exists(os.path.join(recorded, value.partition("/")[0] or "/"))
     )
 
@@ -5488,7 +5487,7 @@ def _probe(executable, place):
     from subprocess import DEVNULL, PIPE, run
 
     answer = run([executable, "-c", _PROBE, os.path.abspath(__file__)], stdout=PIPE, stderr=DEVNULL, **place)
-    return json.loads(b"".join(answer.stdout.splitlines()[-1:]).decode() or "{}")
+    return json.loads((b"{}\n" + answer.stdout).splitlines()[-1].decode())
 
 
 def _run_again(command, stdout, place):
@@ -5550,7 +5549,7 @@ def _prepare_repetition(old, work_tree, directory, copy):
 def _repeat(options):
     """Run an experiment again and print the verdict; returns its exit code."""
     rtol = options.rtol or "0"
-    if not re.fullmatch(r"[0-9]*\.?[0-9]+(e-?[0-9]+)?", rtol, re.IGNORECASE):
+    if not re.fullmatch(r"[0-9]*\.?[0-9]+([eE]-?[0-9]+)?", rtol):
         raise QueryException(f"--rtol {rtol!r} is not a number from 0 on.")
     try:
         old = _find_reader(options, options.id)
@@ -5575,7 +5574,7 @@ def _repeat(options):
         directory, old, _run_again(command, sys.stderr if options.json else None, place)
     )  # fmt: skip
     verdict, differences = "FAILED", {}
-    if new is not None and new.status == "SUCCESS":
+    if new and new.status == "SUCCESS":
         differences = _compare_values([old.summary, new.summary], float(rtol))
         verdict = "DIFFERS" if differences else "REPRODUCED"
         verdict = verdict if old.summary else "NOTHING TO COMPARE"
@@ -5583,7 +5582,8 @@ def _repeat(options):
     result = f"{new.expid}: {new.status} {new.status_message}".rstrip() if new else "nothing was recorded"
     lines = [f"{verdict}  {old.expid} -> {result}"]
     for title, pairs in (("summary", differences), ("what else differs", changes)):
-        lines += _format_pairs(title, pairs.items()) if pairs else []
+        if pairs:
+            lines += _format_pairs(title, pairs.items())
     rows = [_read_row(reader) for reader in (old, new) if reader and options.json]
     _print(options, lines, rows, verdict=verdict, differences=differences, changes=changes)
     return _VERDICTS.index(verdict)
