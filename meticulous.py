@@ -1695,8 +1695,26 @@ def _find_large_files(top, changed):
     return left_out
 
 
-def _store_work_tree(work_tree, index, files, experiments_directory):
-    """Store the work tree, of which *files* differ from HEAD, as a tree object; return its name.
+def _may_overlook(index, digits):
+    """Return whether the bytes of the *index* let git overlook changes; *digits* of a sha are 40 or 64.
+
+    Read here (gitformat-index(5)), because the process of `git ls-files` takes as long as `git status` does
+    in a small repository.
+    """
+    # A sparse checkout needs another version, and a split index has most entries in another file.
+    if index[7:8] != b"\2" or b"link" in index:
+        return True
+    entry = 12
+    for _ in range(int.from_bytes(index[8:entry], "big")):
+        flags = entry + 40 + digits // 2
+        if index[flags] & 0x80:  # assume-unchanged
+            return True
+        entry += (index.index(0, flags + 2) - entry) // 8 * 8 + 8
+    return False
+
+
+def _store_work_tree(work_tree, index, files, experiments_directory, digits):
+    """Store the work tree, of which *files* differ from HEAD; return the tree and what git overlooked.
 
     files: by name the two letters of `git status`. Git works on a copy of the *index*, in a hidden folder of
     the *experiments_directory*, which a later start sweeps if this one is killed.
@@ -1712,9 +1730,10 @@ def _store_work_tree(work_tree, index, files, experiments_directory):
 
     os.mkdir(hidden)
     try:
+        content = b""
         if os.path.exists(index):  # to git a missing one is empty
-            times = os.stat(index)
-            _create_file(copy, _read_file(index))
+            times, content = os.stat(index), _read_file(index)
+            _create_file(copy, content)
             # By its time git knows which files may have changed in the same second:
             # test_edit_of_the_same_size_in_the_same_second.
             os.utime(copy, ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -1723,9 +1742,10 @@ def _store_work_tree(work_tree, index, files, experiments_directory):
         add = "--add", "--remove", "--replace"
         update(gone, "--force-remove")
         update(files.keys() - gone, *add)
-        tags = b"\0" + _ask_git(["ls-files", "-v", "-z"], work_tree, GIT_INDEX_FILE=copy)
-        # git is told to overlook changes of these: lower case alone is assume-unchanged, S is skip-worktree,
-        # by which a sparse checkout leaves files out.
+        list_tags = ["ls-files", "-v", "-z"]
+        may_overlook = _may_overlook(content, digits)
+        tags = b"\0" + _ask_git(list_tags, work_tree, GIT_INDEX_FILE=copy) if may_overlook else b""
+        # Lower case alone is assume-unchanged; S is skip-worktree, by which a sparse checkout omits files.
         overlooked = [
             name
             for tag, name in re.findall("\0([a-zS]) ([^\0]+)", os.fsdecode(tags))
@@ -1734,7 +1754,7 @@ def _store_work_tree(work_tree, index, files, experiments_directory):
         update(overlooked, "--no-assume-unchanged")
         update(overlooked, "--no-skip-worktree")
         update(overlooked, *add)
-        return _ask_word(["write-tree", "--missing-ok"], work_tree, GIT_INDEX_FILE=copy)
+        return _ask_word(["write-tree", "--missing-ok"], work_tree, GIT_INDEX_FILE=copy), overlooked
     finally:
         _try(os.unlink, copy)  # not _remove_folder, because importing shutil takes longer than all of this
         _try(os.rmdir, hidden)
@@ -1747,19 +1767,25 @@ def _take_snapshot(work_tree, head, experiments_directory):
     """
     left_out = _find_large_files(os.fsencode(work_tree), head.changed)
     files = {name: code for name, code in head.changed.items() if name not in left_out}
-    directory = _find_git_directory(work_tree)
-    tree = _store_work_tree(work_tree, os.path.join(directory, "index"), files, experiments_directory)
+    directory, digits = _find_git_directory(work_tree), len(head.sha)
+    index = os.path.join(directory, "index")
+    tree, overlooked = _store_work_tree(work_tree, index, files, experiments_directory, digits)
     commit = _SNAPSHOT.format(tree, head.sha).encode()
-    sha = _hash_object("commit", commit, len(head.sha))
+    sha = _hash_object("commit", commit, digits)
     reference = f"refs/meticulous/{sha}"
     if not _is_there(directory, reference):
         _ask_git(["hash-object", "-t", "commit", "-w", "--stdin"], work_tree, b"\n", commit)
         _ask_git(["update-ref", reference, sha], work_tree)
-    command = ["diff-tree", "-p", "--binary", "--full-index", "--no-ext-diff", "--no-textconv"]
-    command.append("--ignore-submodules=none")
+    command = [
+        "diff-tree", "-p", "--binary", "--full-index", "--no-ext-diff", "--no-textconv",
+        "--ignore-submodules=none",
+    ]  # fmt: skip
     head.patch = _ask_git([*command, head.sha, tree], work_tree)
     head.snapshot = {"head": head.sha, "files": list(files), "left-out": left_out, "complete": not left_out}
-    head.sha, head.message, head.trees = sha, _parse_commit(commit), {}
+    head.sha, head.message = sha, _parse_commit(commit)
+    # The trees of all other folders are the same.
+    for folder in set(map(os.path.dirname, [*files, *overlooked])):
+        head.trees.pop(folder, None)
 
 
 def _hash_object(kind, content, digits):
@@ -5352,18 +5378,20 @@ def _copy_repository(work_tree, copy, sha):
         "info/exclude": "*",  # untracked files are not changes, also with allow_dirty
         _ORIGINAL: work_tree,
     }
-    os.makedirs(os.path.join(copy, ".git", "refs"))
+    own = os.path.join(copy, ".git")
+    os.makedirs(os.path.join(own, "refs"))
     for name, text in files.items():
-        path = os.path.join(copy, ".git", name)
+        path = os.path.join(own, name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         _create_file(path, os.fsencode(text + "\n"))
     for name in ("info/attributes", "shallow"):  # if they are there
-        os.symlink(os.path.join(inside, name), os.path.join(copy, ".git", name))
+        os.symlink(os.path.join(inside, name), os.path.join(own, name))
     _ask_git(["reset", "-q", "--hard"], copy)
     listing = os.fsdecode(_ask_git(["ls-files", "-s", "-z"], copy))
     for commit, path in re.findall(r"160000 (\w+) 0\t([^\0]+)", listing):
-        if os.path.exists(os.path.join(work_tree, path, ".git")):
-            _copy_repository(os.path.join(work_tree, path), os.path.join(copy, path), commit)
+        submodule = os.path.join(work_tree, path)
+        if _is_there(submodule, ".git"):
+            _copy_repository(submodule, os.path.join(copy, path), commit)
 
 
 def _add_ignored(work_tree, copy, directory, options):
@@ -5521,10 +5549,8 @@ def _prepare_repetition(old, work_tree, directory, copy):
     def replace(match):
         # A path in the work tree, or in a copy of it, is in the copy now, but for those of experiments.
         path = match.group()
-        for end in [part.end() for part in re.finditer("/[^/]*", path)]:
-            if not os.path.lexists(path[:end]):
-                break
-            name = os.path.relpath(os.path.realpath(path[:end]) + path[end:], top)
+        for parent in reversed([*_list_parents(path)]):
+            name = os.path.relpath(os.path.realpath(parent) + path[len(parent) :], top)
             found = re.fullmatch(in_copy, name + "/")
             if found:
                 return os.path.normpath(os.path.join(copy, found.group(1)))
@@ -5536,7 +5562,7 @@ def _prepare_repetition(old, work_tree, directory, copy):
             f"{old.curexpdir} can't be repeated: the record does not tell how it was started."
         )
     texts = old.metadata.get("directory", ""), os.environ.get("PYTHONPATH", ""), *words[1:]
-    folder, modules, *words = (re.sub("(?<![^=:])/[^:]*", replace, text) for text in texts)
+    folder, modules, *words = (re.sub("(?<![^=:])/[^:]{,999}", replace, text) for text in texts)
     if not os.path.isdir(folder):
         raise QueryException(f"{old.curexpdir} ran in {folder}, which is not there.")
     if not os.access(executable, os.X_OK):
