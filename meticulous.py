@@ -5502,9 +5502,10 @@ def _list_missing(values, recorded, copy, directory):
     return sorted(
         repr(value)
         for value in {str(value).rpartition("=")[2] for value in values}
-        if not os.path.exists(os.path.join(copy, value))
+        if " " not in value
+        and not os.path.exists(os.path.join(copy, value))
         and os.path.realpath(os.path.join(recorded, value)) != os.path.realpath(directory)
-        # Not a URL, a date, or the name of a model, "facebook/opt-125m".
+        # Not a date, a URL, or the name of a model, "facebook/opt-125m".
         and os.path.exists(os.path.join(recorded, value.partition("/")[0] or "/"))
     )
 
@@ -5561,8 +5562,10 @@ def _prepare_repetition(old, work_tree, directory, copy):
         raise QueryException(
             f"{old.curexpdir} can't be repeated: the record does not tell how it was started."
         )
+    # At most so many characters, because _list_parents() is recursive.
+    path = "(?<![^=:])/[^:]{,999}"
     texts = old.metadata.get("directory", ""), os.environ.get("PYTHONPATH", ""), *words[1:]
-    folder, modules, *words = (re.sub("(?<![^=:])/[^:]{,999}", replace, text) for text in texts)
+    folder, modules, *words = (re.sub(path, replace, text) for text in texts)
     if not os.path.isdir(folder):
         raise QueryException(f"{old.curexpdir} ran in {folder}, which is not there.")
     if not os.access(executable, os.X_OK):

@@ -725,9 +725,10 @@ def test_what_only_looks_like_a_path_is_not_missed(project):
     source = (
         "import sys\nfrom meticulous import Experiment\nExperiment({'model': sys.argv[1]}).summary(x=1)\n"
     )
-    assert record(project, source, "facebook/opt-125m").code == 0
-    result = command(project, "repeat", "1")
-    assert (result.code, result.stderr) == (0, "")
+    for number, text in enumerate(["facebook/opt-125m", "s3://bucket/key", "2026/11/27", "/say this"]):
+        assert record(project, source, text).code == 0
+        result = command(project, "repeat", str(2 * number + 1))
+        assert (result.code, result.stderr) == (0, "")
 
 
 def test_experiments_directory_among_the_arguments_is_not_missed(project):
