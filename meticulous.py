@@ -1382,8 +1382,8 @@ def _find_git_directory(work_tree):
 def _find_shared_directory(work_tree):
     """Return the git directory that all linked work trees of a repository have in common."""
     directory = _find_git_directory(work_tree)
-    link = os.path.join(directory, "commondir")
-    return os.path.join(directory, os.fsdecode(_read_file(link).strip()) if os.path.exists(link) else "")
+    common = _read_if_there(os.path.join(directory, "commondir")) or b""
+    return os.path.join(directory, os.fsdecode(common.strip()))
 
 
 def _parse_commit(raw):
@@ -1898,7 +1898,7 @@ class _CodeProof:
             for path in {found, os.path.realpath(found) if os.path.islink(found) else found}:
                 is_own = path.startswith(self.inside) and not path.startswith(self.others)
                 # A line break can't be in a list of paths for git.
-                if is_own and not re.search(r"[\\/](site|dist)-packages[\\/]|\n", path):
+                if is_own and not any(part in path for part in ("site-packages", "dist-packages", "\n")):
                     # A module in a zip file has a path below that file.
                     existing = next(filter(os.path.lexists, _list_parents(path)))
                     self.files.add((path if os.path.isdir(existing) else existing)[len(self.inside) :])
