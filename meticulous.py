@@ -2124,10 +2124,8 @@ def _convert_default(action):
 #     print -> write -> the stream's own write, at once
 #                    -> _Recorder.pending -> when a line ends -> _OutputFile of each experiment
 
-# Never through a link that somebody planted in a shared folder; O_NONBLOCK: see _READ_FLAGS.
-_APPEND = os.O_WRONLY | os.O_APPEND
-for _flag in ("O_BINARY", "O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"):
-    _APPEND |= getattr(os, _flag, 0)
+# O_RDONLY is 0. Never through a link that somebody planted in a shared folder.
+_WRITE_FLAGS = _READ_FLAGS | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)
 _BAR_INTERVAL_S = 10.0  # how often a file shows a progress bar that is still running
 _LONGEST_BAR = 1 << 16  # bytes; more is not a bar
 _UNSAVED_LIMIT = 1 << 20  # bytes kept while they can't be written; the rest is replaced by this:
@@ -2181,16 +2179,15 @@ class _OutputFile:
         self.is_closed = False
         self.bar = b""  # the last lines while they are a progress bar, whose next state may overwrite them
         self.bar_since = 0.0
-        self.has_moved = False  # has the cursor moved up since the bar was last saved?
         self.in_line = False  # did what was added end in the middle of a line?
         self.unsaved = bytearray()
         if os.fstat(self.descriptor).st_size and _read_file(path, 1) != b"\n":
             self.unsaved += b"\n"  # an earlier attempt was killed in the middle of a line
 
     def add(self, data, is_last=False):
-        """Take bytes to be saved, but hold back a progress bar until it is complete or was long unseen."""
+        """Take bytes to be saved, but hold back a progress bar until it is complete, or for _BAR_INTERVAL_S."""
         # Nothing changes before the last lines, so that a signal handler in the middle may add as well.
-        lines, bar, since, has_moved = self._split_bar(data, is_last)
+        lines, bar = self._split_bar(data, is_last)
         if b"\r" in lines:
             # What the file already has of this line can't be taken back, so "\r" overwrites it there as well.
             return_first = b"\r" if self.in_line and re.match(_OVERWRITTEN, lines) else b""
@@ -2198,32 +2195,33 @@ class _OutputFile:
         if self.is_closed:
             return  # a handler has finished the experiment, and saved what it found pending
         self.unsaved += lines
-        self.bar, self.bar_since, self.has_moved = bar, since, has_moved
+        self.bar = bar
         if lines:
             self.in_line = not lines.endswith(b"\n")
 
     def _split_bar(self, data, is_last):
-        """Return the lines that are complete, and the new bar, bar_since and has_moved."""
-        has_moved = self.has_moved or (b"\x1b[" in data and re.search(_UP, data) is not None)
-        if not (self.bar or has_moved or b"\r" in data):
-            return data, b"", 0.0, False
+        """Return the lines that are complete, and the progress bar after them."""
+        data = self.bar + data
+        has_moved = b"\x1b[" in data and re.search(_UP, data)
+        if not has_moved and b"\r" not in data:
+            return data, b""
         now = time.monotonic()
-        since = self.bar_since if self.bar else now
-        is_due = is_last or now - since >= _BAR_INTERVAL_S or len(self.bar) > _LONGEST_BAR
-        rows, row = _fold(self.bar + data)
-        below = len(rows) - 1 - row
-        held = rows if has_moved else [line for line in rows[-1:] if b"\r" in line]
-        if is_due:
-            rows = [line.rstrip(b"\r") for line in rows] if has_moved else rows
-            held = []
-        bar = b"\n".join(held) + b"\x1b[%dA" % below * (below > 0) * bool(held)
-        lines = b"\n".join(rows[: len(rows) - len(held)] + [b""] * bool(held))
-        return lines, bar, since, has_moved and not is_due
+        if not self.bar:
+            self.bar_since = now
+        rows, row = _fold(data)
+        is_due = is_last or now - self.bar_since >= _BAR_INTERVAL_S or len(self.bar) > _LONGEST_BAR
+        if has_moved and not is_due:
+            return b"", b"\n".join(rows) + b"\x1b[%dA" % (len(rows) - 1 - row)  # to the row of the cursor
+        if has_moved:
+            rows = [line.rstrip(b"\r") for line in rows]
+        bar = rows.pop() if b"\r" in rows[-1] and not is_due else b""
+        return b"\n".join(rows + [b""] * bool(bar)), bar
 
     def release(self):
-        """Close the file if a signal handler has finished the experiment in the middle of a write.
+        """Close the file if the experiment has finished, and nobody is in the middle of a write.
 
-        Not sooner: what is being written would land in the next file that gets the descriptor's number.
+        Not sooner, in a signal handler: what is being written would land in the next file that gets the
+        descriptor's number.
         """
         self.holders -= 1
         if self.is_closed and not self.holders:
@@ -2292,11 +2290,9 @@ class _OutputFile:
 
     def close(self):
         """Save what was added and close the file, unless the program has closed it and opened another."""
-        self.holders += 1
         self.add(b"", is_last=True)
-        self.save()
         self.is_closed = True
-        self.release()
+        self.save()
 
 
 def _report_fault(faults, path, error):
@@ -2308,13 +2304,13 @@ def _report_fault(faults, path, error):
 
 def _open_to_append(path, more_flags=0):
     """Open a file for appending; the descriptor is never 0, 1 or 2, which a program may find closed."""
-    descriptor = os.open(path, _APPEND | more_flags, 0o666)
-    if descriptor <= 2:
-        import fcntl
-
-        low, descriptor = descriptor, fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
-        os.close(low)
-    return descriptor
+    descriptor = os.open(path, _WRITE_FLAGS | os.O_APPEND | more_flags, 0o666)
+    if descriptor > 2:
+        return descriptor
+    try:
+        return _open_to_append(path)
+    finally:
+        os.close(descriptor)
 
 
 def _identify(file):
@@ -3350,7 +3346,7 @@ class _Record:
         if len(content) > _SMALLEST_BLOCK:
             tail = content[-_SMALLEST_BLOCK // 2 :].decode("utf-8", "ignore")
             content = f"ERROR\n...{tail}".encode("utf-8")
-        descriptor = os.open(os.path.join(self.folder, "STATUS"), _APPEND & ~os.O_APPEND)
+        descriptor = os.open(os.path.join(self.folder, "STATUS"), _WRITE_FLAGS)
         try:
             # All of RUNNING at once, so that no reader sees a part of it.
             os.write(descriptor, content.ljust(len("RUNNING"), b"\n"))
