@@ -2503,7 +2503,7 @@ def _find_recorder(name):
 
 
 class _Capture:
-    """The recording of one experiment's output in *folder*, from start() until close().
+    """The recording of one experiment's output in *folder*, until close().
 
     Raises OSError if the files can't be opened.
     """
@@ -2518,22 +2518,18 @@ class _Capture:
         except OSError:
             self.close()
             raise
-
-    def open(self, path):
-        """Open one more file that is appended to until close(), and return it."""
-        file = self._files[os.path.basename(path)] = _OutputFile(path, self.faults)
-        return file
-
-    def start(self, folder):
-        """Record from now on; the files are in *folder* by now."""
         with _session.lock:
             for name, file in self._files.items():
-                file.path = os.path.join(folder, name)
                 recorder = _find_recorder(name)
                 if recorder:
                     recorder.flush()
                     recorder.files.append(file)
                     self._recorders[name] = recorder
+
+    def open(self, path):
+        """Open one more file that is appended to until close(), and return it."""
+        file = self._files[os.path.basename(path)] = _OutputFile(path, self.faults)
+        return file
 
     def record(self, name, data):
         """Record *data*, bytes that a child wrote to its "stdout" or "stderr"."""
@@ -3182,14 +3178,18 @@ class _Record:
             hidden = _build_path(directory)
             os.mkdir(hidden)
             discard.callback(_remove_folder, hidden)
-            files = {"args.json": args, "default_args.json": default_args, "metadata.json": self.metadata}
-            for file, content in files.items():
-                _create_file(os.path.join(hidden, file), _encode_json(content))
-            _create_file(os.path.join(hidden, "STATUS"), b"RUNNING")
+            files = {
+                "args.json": _encode_json(args),
+                "default_args.json": _encode_json(default_args),
+                "metadata.json": _encode_json(self.metadata),
+                "STATUS": b"RUNNING",
+                "stdout": b"",
+                "stderr": b"",
+            }
             if self._head.patch:
-                _create_file(os.path.join(hidden, "snapshot.patch"), self._head.patch)
-            self.capture = _Capture(hidden)
-            discard.callback(self.capture.close)
+                files["snapshot.patch"] = self._head.patch
+            for file, content in files.items():
+                _create_file(os.path.join(hidden, file), content)
             names = [name] if name else map(str, _claim_ids(directory, discard))
             if name and re.fullmatch("[0-9]+", name) and _claim_id(directory, int(name)) is not None:
                 discard.callback(_try, os.unlink, _claim_path(directory, int(name)))
@@ -3197,13 +3197,14 @@ class _Record:
             if not any(self._rename(hidden, os.path.join(directory, each)) for each in names):
                 return False
             discard.callback(_remove_folder, self.folder)
+            self.capture = _Capture(self.folder)
+            discard.callback(self.capture.close)
             undo.push(discard.pop_all())
         return True
 
     def _rename(self, hidden, folder):
         self.folder = folder
-        if _WINDOWS:  # a folder with open files can't be renamed there, and an empty one is not replaced
-            self.capture.close()
+        if _WINDOWS:  # an empty folder is not replaced there
             _try(os.rmdir, folder)
         try:
             os.rename(hidden, folder)
@@ -3211,8 +3212,6 @@ class _Record:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
             return False
-        if _WINDOWS:
-            self.capture = _Capture(folder)
         return True
 
     def resume(self, undo):
@@ -3252,7 +3251,7 @@ class _Record:
 
         for name in ("stdout", "stderr", "metrics.jsonl"):
             path = os.path.join(self.folder, name)
-            copy = os.path.join(self.folder, f".{name}.{_unique_name()}.tmp")
+            copy = _build_path(self.folder)
             if os.path.isfile(path):
                 shutil.copyfile(path, copy, follow_symlinks=False)  # a link is refused when it is opened
                 os.replace(copy, path)
@@ -3635,7 +3634,6 @@ class Experiment:
                 self.curexpdir, self.metadata = record.folder, record.metadata
                 undo.callback(_unwatch, self)
                 _watch(self)
-                record.capture.start(record.folder)
                 os.environ[_FOLDER_VARIABLE] = self.curexpdir
                 undo.pop_all()
 

@@ -155,9 +155,7 @@ def mount_tmpfs(tmp_path):
 
 def start_capture(folder):
     folder.mkdir(exist_ok=True)
-    capture = meticulous._Capture(str(folder))
-    capture.start(str(folder))
-    return capture
+    return meticulous._Capture(str(folder))
 
 
 @contextmanager
