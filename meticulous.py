@@ -2615,6 +2615,10 @@ class _Exit(SystemExit):
 _Exit.__name__ = _Exit.__qualname__ = "SystemExit"
 _Exit.__module__ = "builtins"
 
+_EXITS: "List[Any]" = [(sys, "exit")]
+if "_sitebuiltins" in sys.modules:
+    _EXITS.append((sys.modules["_sitebuiltins"].Quitter, "__call__"))  # what exit() and quit() call
+
 
 def _wrap_exit(owner, name):
     """Make *owner*.*name* raise an _Exit in place of a SystemExit while an experiment is open."""
@@ -2639,12 +2643,6 @@ def _wrap_exit(owner, name):
 
     vars(exit_noticed)["exit_code"] = _exit_code
     setattr(owner, name, exit_noticed)
-
-
-def _list_exits():
-    """Return owner and name of sys.exit, and of what the builtins exit and quit call."""
-    quitter = getattr(sys.modules.get("_sitebuiltins"), "Quitter", None)
-    return [(sys, "exit")] + ([(quitter, "__call__")] if quitter else [])
 
 
 def _is_multiprocessing_child(mark="_parent_pid"):
@@ -2715,13 +2713,14 @@ def _notice_calls(code, undo):
     monitoring = getattr(sys, "monitoring", None)
     if monitoring is None or monitoring.get_tool(_TOOL) is not None:
         return
-    # The second is what `from sys import exit` gave to a script that imported this file later.
-    exits = (SystemExit, getattr(sys.exit, "__wrapped__", None))
+    # What `from sys import exit` gave to a script that imported this file later.
+    plain_exit = getattr(sys.exit, "__wrapped__", None)
 
     def notice_call(code, offset, function, argument):
-        if not any(function is exit for exit in exits):
+        if function is not SystemExit and function is not plain_exit:
             return monitoring.DISABLE  # at this place; so a loop costs nothing
-        # 8 bytes on are the call and its cache. SystemExit(0, 1) has a code of its own.
+        # The frame stops at the call (sys.exit), or 8 bytes on, after the call and its cache (raise).
+        # SystemExit(0, 1) has a tuple as its code.
         if code.co_code[offset + 1] < 2:
             argument = None if argument is monitoring.MISSING else argument
             _exit_code.made = (offset, offset + 8), _exit_text(argument, sys.exc_info()[1])
@@ -2753,7 +2752,7 @@ def _exit_text(code, handled=None):
     call = f"sys.exit({' '.join(repr(code).splitlines())})"
     if handled is None or isinstance(handled, SystemExit):
         return f"ERROR\n{call}"
-    cause = _exception_text(type(handled), handled, handled.__traceback__)
+    cause = _exception_text(handled)
     return f"{cause}\n{call} after {cause.rpartition(chr(10))[2]}"
 
 
@@ -2768,28 +2767,28 @@ def _kill_text(number):
     return f"ERROR\nkilled by {name} at {_local_time()}"
 
 
-def _format_exception(exc_type, exc, tb):
+def _format_exception(error):
     """Return the traceback as Python prints it."""
     try:
         import traceback
 
-        return "".join(traceback.format_exception(exc_type, exc, tb))
+        return "".join(traceback.format_exception(type(error), error, error.__traceback__))
     except Exception:
         # A SyntaxError whose parts are not strings; or no descriptor is left to import traceback.
-        return f"{exc_type.__name__}: {_describe(exc)}\n"
+        return f"{type(error).__name__}: {_describe(error)}\n"
 
 
-def _exception_text(exc_type, exc, tb):
+def _exception_text(error):
     """Return the STATUS for an exception: the traceback, and type and message as the last line."""
-    if isinstance(exc, SystemExit):
-        return _exit_text(exc.code, exc.__context__)
-    text = _format_exception(exc_type, exc, tb).rstrip("\n")
-    name = exc_type.__qualname__
-    if exc_type.__module__ not in ("builtins", "__main__"):
-        name = f"{exc_type.__module__}.{name}"
+    if isinstance(error, SystemExit):
+        return _exit_text(error.code, error.__context__)
+    text = _format_exception(error).rstrip("\n")
+    name, module = type(error).__qualname__, type(error).__module__
+    if module not in ("builtins", "__main__"):
+        name = f"{module}.{name}"
     if not text.rpartition("\n")[2].startswith(name):
         # The last line was of a longer message, a note, or the frame around an exception group.
-        text += "\n" + " ".join(f"{name}: {_describe(exc)}".splitlines())
+        text += "\n" + " ".join(f"{name}: {_describe(error)}".splitlines())
     return f"ERROR\n{text}"
 
 
@@ -2813,7 +2812,7 @@ def _describe_program_ending():
         return "SUCCESS"  # whatever the launcher does next
     if code.asked in (None, "SUCCESS") and code.last_cell:
         error = code.last_cell.error_in_exec or code.last_cell.error_before_exec
-        return _exception_text(type(error), error, error.__traceback__) if error else "SUCCESS"
+        return _exception_text(error) if error else "SUCCESS"
     if code.asked:
         return code.asked
     if frame is None:
@@ -2824,7 +2823,7 @@ def _describe_program_ending():
     # A program that embeds Python may run code twice, and an interactive shell goes on after a mistake.
     is_later_run = tb is not None and tb.tb_frame.f_globals is frame.f_globals and not hasattr(sys, "ps1")
     if _goes_through(tb, frame) or (is_later_run and tb.tb_frame.f_back is None and not code.is_shell):
-        return _exception_text(sys.last_type, sys.last_value, tb)
+        return _exception_text(sys.last_value)
     if _has_returned(frame):
         return "SUCCESS"
     if code.made and frame.f_lasti in code.made[0]:
@@ -2835,8 +2834,21 @@ def _describe_program_ending():
     return f"ERROR\nA SystemExit left {place}, and its code could not be seen: write sys.exit(code) instead."
 
 
+def _describe_child_ending():
+    """Return the STATUS for the end of a child of multiprocessing."""
+    error = sys.exc_info()[1]  # before Python 3.13 this is called in a `finally`
+    if error is not None:
+        return _exception_text(error)
+    code = _exit_code.frame.f_locals.get("exitcode", 0)
+    if code == 1:
+        return "ERROR\nThe child process ended with exit code 1; what it showed is in stderr."
+    return _exit_text(code)
+
+
 def _describe_ending():
     """Return the STATUS for the end of the process."""
+    if _is_multiprocessing_child():
+        return _describe_child_ending()
     status = _describe_program_ending()
     if status != "SUCCESS":
         return status
@@ -2853,17 +2865,6 @@ def _describe_ending():
     return status
 
 
-def _describe_child_ending():
-    """Return the STATUS for the end of a child of multiprocessing."""
-    exc_type, exc, tb = sys.exc_info()  # before Python 3.13 this is called in a `finally`
-    if exc is not None:
-        return _exception_text(exc_type, exc, tb)
-    code = _exit_code.frame.f_locals.get("exitcode", 0)
-    if code == 1:
-        return "ERROR\nThe child process ended with exit code 1; what it showed is in stderr."
-    return _exit_text(code)
-
-
 # At import, because `sys.exit(main())` looks sys.exit up before main() makes an experiment.
 _wrap_exit(sys, "exit")
 
@@ -2877,13 +2878,13 @@ _wrap_exit(sys, "exit")
 # SIGKILL, os._exit(), exec     nothing of ours runs; the reader finds that the process is gone
 
 
-def _end_all(describe, *arguments):
-    """End all open experiments, the latest first, with the status that *describe* returns."""
+def _end_all(signum=None):
+    """End all open experiments, the latest first, because the program ends or the signal *signum* came."""
     is_interrupt = isinstance(getattr(sys, "last_value", None), KeyboardInterrupt) and _goes_through(
         sys.last_traceback, _exit_code.frame
     )
     try:
-        status = describe(*arguments)
+        status = _kill_text(signum) if signum else _describe_ending()
     except (Exception, KeyboardInterrupt) as error:
         status = f"ERROR\nHow the program ended could not be determined: {error!r}"
     _session.is_exiting = True
@@ -2902,10 +2903,11 @@ def _die_of(signum, frame):
     """Record that a signal ends the process, then let it end by that signal."""
     import signal
 
-    # A handler that was set after ours may call ours as the one before it, which did nothing then.
+    # A handler that was set after ours may call ours as the one before it. Without us it would have found the
+    # default action, and called nothing.
     if signal.getsignal(signum) is not _die_of or _session.postpone(signum):
         return
-    _end_all(_kill_text, signum)
+    _end_all(signum)
     signal.signal(signum, signal.SIG_DFL)
     os.kill(os.getpid(), signum)
 
@@ -2920,11 +2922,8 @@ def _set_signals(undo):
         handler = signal.getsignal(signum)
         # Ours is left from before, if the last finish() was in a thread.
         if handler is _die_of or (handler is signal.SIG_DFL and not caught >> (signum - 1) & 1):
-            try:
-                signal.signal(signum, _die_of)
-            except ValueError:
-                return
-            undo.callback(_reset_signal, signum)
+            if not _try(signal.signal, signum, _die_of):  # else this is not the main thread
+                undo.callback(_reset_signal, signum)
 
 
 def _reset_signal(signum):
@@ -2932,11 +2931,8 @@ def _reset_signal(signum):
 
     # Ours may stay: with nothing to record it does what the default action does. It has to in a thread, and
     # where faulthandler may have put the user's handler above it, of which signal.getsignal() does not know.
-    try:
-        if signal.getsignal(signum) is _die_of and "faulthandler" not in sys.modules:
-            signal.signal(signum, signal.SIG_DFL)
-    except ValueError:
-        pass
+    if signal.getsignal(signum) is _die_of and "faulthandler" not in sys.modules:
+        _try(signal.signal, signum, signal.SIG_DFL)
 
 
 def _set_hooks():
@@ -2947,20 +2943,18 @@ def _set_hooks():
     hooks = ExitStack()
     _exit_code.open_copies += 1
     _find_program()
-    for owner, name in _list_exits():
+    for owner, name in _EXITS:
         _wrap_exit(owner, name)
     hooks.callback(_release_exit_code)
-    describe = _describe_ending
     if _is_multiprocessing_child():
         from multiprocessing.util import Finalize
 
         # Before Python 3.13 such a child runs no atexit handlers.
-        describe = _describe_child_ending
-        hooks.callback(Finalize(None, _end_all, [describe], exitpriority=0).cancel)
+        hooks.callback(Finalize(None, _end_all, exitpriority=0).cancel)
     elif _exit_code.frame is not None:
         _notice_calls(_exit_code.frame.f_code, hooks)
         _watch_cells(hooks)
-    atexit.register(_end_all, describe)
+    atexit.register(_end_all)
     hooks.callback(atexit.unregister, _end_all)
     # The first process of a container ignores a signal whose action is the default one.
     if not _WINDOWS and os.getpid() != 1:
@@ -2971,8 +2965,8 @@ def _set_hooks():
 def _release_exit_code():
     _exit_code.open_copies -= 1
     if not _exit_code.open_copies:
-        vars(_exit_code).update(vars(_ExitCode()))
-        for owner, name in _list_exits():
+        _exit_code.__init__()
+        for owner, name in _EXITS:
             wrapper = getattr(owner, name)
             if hasattr(wrapper, "exit_code"):
                 setattr(owner, name, wrapper.__wrapped__)
@@ -3525,14 +3519,11 @@ class Experiment:
 
     def __exit__(self, exc_type: "Any", exc: "Any", tb: "Any") -> bool:
         """End the record. An Exception is recorded, shown on stderr and swallowed, so that a loop goes on."""
-        if exc_type is None or issubclass(exc_type, GeneratorExit):
-            self.finish()
-            return False
         # Up to Python 3.7 a CancelledError is an Exception.
         passes = not isinstance(exc, Exception) or _is_instance(exc, "asyncio.CancelledError")
         if not passes:
-            _say(_format_exception(exc_type, exc, tb))
-        self._end(_exception_text(exc_type, exc, tb))
+            _say(_format_exception(exc))
+        self.finish("SUCCESS" if exc is None or isinstance(exc, GeneratorExit) else _exception_text(exc))
         return not passes
 
     def summary(self, summary_dict: "Optional[Mapping[str, Any]]" = None, **values: "Any") -> None:
