@@ -2889,8 +2889,8 @@ def _end_all(signum=None):
         status = f"ERROR\nHow the program ended could not be determined: {error!r}"
     _session.is_exiting = True
     with _Hold():
-        for experiment in reversed(_session.experiments[:]):
-            experiment._end(status, is_exit=True)
+        for record in reversed(_session.experiments[:]):
+            record.end(status, is_exit=True)
     if is_interrupt:
         # Any exec in an atexit handler clears the mark by which Python exits with 130; this sets it again.
         try:
@@ -3002,8 +3002,8 @@ def _watch_forks():
     signals, blocked = {signal.SIGTERM, signal.SIGHUP}, {}
 
     def prepare():
-        for experiment in _session.experiments[:]:
-            experiment._record.capture.flush(is_waiting=False)
+        for record in _session.experiments[:]:
+            record.capture.flush(is_waiting=False)
         # Python drops a signal that our handler catches in a child before that has come to forget().
         blocked[get_ident()] = signals - signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 
@@ -3013,8 +3013,8 @@ def _watch_forks():
     def forget():
         global _session
         parent, _session = _session, _Session()
-        for experiment in parent.experiments:
-            experiment._record.capture.forget()
+        for record in parent.experiments:
+            record.capture.forget()
         if parent.hooks is not None:
             parent.hooks.close()
         unblock()
@@ -3025,22 +3025,22 @@ def _watch_forks():
 _watches_forks: "List[bool]" = []
 
 
-def _watch(experiment):
-    """Call experiment._end(status, is_exit=True) when this process ends, unless _unwatch() comes first."""
+def _watch(record):
+    """Call record.end(status, is_exit=True) when this process ends, unless _unwatch() comes first."""
     with _session.lock:
         if not (_WINDOWS or _watches_forks):
             _watch_forks()
             _watches_forks.append(True)
         if _session.hooks is None:
             _session.hooks = _set_hooks()
-        _session.experiments.append(experiment)
+        _session.experiments.append(record)
 
 
-def _unwatch(experiment):
-    """Forget *experiment*; after the last one remove every hook that is still ours."""
+def _unwatch(record):
+    """Forget *record*; after the last one remove every hook that is still ours."""
     with _session.lock:
-        if experiment in _session.experiments:
-            _session.experiments.remove(experiment)
+        if record in _session.experiments:
+            _session.experiments.remove(record)
         if not _session.experiments and _session.hooks is not None:
             hooks, _session.hooks = _session.hooks, None
             hooks.close()
@@ -3049,6 +3049,7 @@ def _unwatch(experiment):
 # === Record ===================================================================
 # Write the folder of one attempt, from its start to its end.
 
+_FOLDER_VARIABLE = "METICULOUS_EXPERIMENT_FOLDER"
 _REPEATS_VARIABLE = "METICULOUS_REPEATS"  # the ID of the experiment that `repeat` runs again
 _NOT_FINITE = r'("(?:[^"\\]|\\.)*")|(NaN)|(-?)Infinity'
 _SMALLEST_BLOCK = 1024  # bytes; a file that is not empty has room for so many
@@ -3066,7 +3067,7 @@ def _find_differences(recorded, current):
     return differences
 
 
-def _check_resumable(folder, args, work_tree, head):
+def _check_resumable(folder, args, head):
     """Raise what forbids resuming the experiment in *folder* with *args* on the commit *head*."""
     names = os.listdir(folder)  # which makes a network file system forget that it was not there
     if "args.json" not in names:
@@ -3075,7 +3076,7 @@ def _check_resumable(folder, args, work_tree, head):
     if differences:
         raise MismatchedArgsException(folder, differences)
     recorded = str(_load_mapping(os.path.join(folder, "metadata.json")).get("githead-sha"))
-    if recorded != head.sha and not _differs_only_by_our_commits(work_tree, recorded, head):
+    if recorded != head.sha and not _differs_only_by_our_commits(head.work_tree, recorded, head):
         raise MismatchedCommitException(folder, recorded, head.sha)
 
 
@@ -3086,8 +3087,8 @@ def _summarize_status(text):
     return f"{first}: {reason}" if reason else first
 
 
-def _list_attempts(folder, metadata, last_sign):
-    """Return the attempts that a folder's *metadata* lists, each with how it ended.
+def _close_last_attempt(folder, metadata, last_sign):
+    """Return the attempts that a folder's *metadata* lists, the last one with how it ended.
 
     A process that was killed could not record when: *last_sign*, its last sign of life, is the end then.
     """
@@ -3120,7 +3121,7 @@ def _explain_refused_write(error, directory):
 
 
 def _replace_not_finite(match):
-    """JSON has neither NaN nor infinity, but null, and a number that is read as infinity."""
+    """Return JSON for a match: null for NaN, and for infinity 1e999, which is read as such."""
     string, is_nan, sign = match.groups()
     return string or ("null" if is_nan else f"{sign}1e999")
 
@@ -3131,11 +3132,14 @@ class _Record:
     folder, number (of the attempt), metadata (what metadata.json holds), capture (of the output).
     """
 
+    has_ended = False
+
     def __init__(self, head, description):
         """*head* is what _prepare_repository() returned; the times begin here."""
         self._head = head
         self._metrics: "Any" = None
         self._step: float = -1
+        self._summaries = []  # what the calls that are under way are to add
         command = _to_json(getattr(sys, "argv", []))
         self.attempt = {"command": command, **_describe_process(), **_read_oom_counter()}
         self._begin()
@@ -3208,15 +3212,15 @@ class _Record:
             return False
         return True
 
-    def resume(self, undo):
-        """Begin the next attempt in the folder that is there. Raises RunningException."""
-        path = os.path.join(self.folder, "metadata.json")
+    def resume(self, args, undo):
+        """Begin the next attempt in the folder that is there, if it may be resumed with *args*."""
+        _check_resumable(self.folder, args, self._head)
         last_sign = _last_sign_of_life(self.folder)  # before the claim, because claiming writes to the folder
         self.number = _claim_attempt(self.folder, self.attempt)
         self._begin()  # the claim may have waited for the end of another attempt
         undo.callback(_remove_folder, _attempt_path(self.folder, self.number))
-        old = _load_mapping(path)
-        attempts = _list_attempts(self.folder, old, last_sign)
+        old = _load_mapping(os.path.join(self.folder, "metadata.json"))
+        attempts = _close_last_attempt(self.folder, old, last_sign)
         for key in ("end-time", "usage"):
             old.pop(key, None)
         self._head.proof.keep(old)
@@ -3235,7 +3239,7 @@ class _Record:
             content = _read_if_there(os.path.join(self.folder, name))
             if content is not None:
                 undo.callback(_try, self._write, name, content)
-        # Before metadata tells of a new attempt: killed in between, it must not look as ended as the old one.
+        # STATUS first: killed between the two, the new attempt must not look finished.
         self._write("STATUS", b"RUNNING")
         self._write("metadata.json", _encode_json(self.metadata))
 
@@ -3253,7 +3257,7 @@ class _Record:
     def _write(self, name, content):
         _write_file(os.path.join(self.folder, name), content)
 
-    def load_own_metadata(self):
+    def _load_own_metadata(self):
         """Return what metadata.json holds now. Raises OSError if the folder is another by now."""
         found = _load_mapping(os.path.join(self.folder, "metadata.json"))
         own = _get_attempts(found)[self.number - 1 : self.number]
@@ -3261,9 +3265,30 @@ class _Record:
             raise OSError(errno.ESTALE, "it was deleted or replaced", self.folder)
         return found
 
-    def is_superseded(self):
-        """Return whether a later attempt has begun. Raises OSError if the folder is another by now."""
-        return len(self.load_own_metadata()["attempts"]) > self.number
+    def is_open(self):
+        """Return whether this process records the attempt: a forked child, which may outlive it, does not."""
+        return not self.has_ended and os.getpid() == self.attempt["pid"]
+
+    def add_summary(self, path, given):
+        """Add the dict *given* to the file *path*; return False if that belongs to a later attempt."""
+        with _session.summary_lock:
+            # What a signal handler adds in the middle of this is written here, too.
+            parts = self._summaries
+            parts.append(given)
+            try:
+                written = 0
+                while written < len(parts):
+                    written = len(parts)
+                    if self.is_open() and len(self._load_own_metadata()["attempts"]) > self.number:
+                        return False
+                    summary = _load_mapping(path)
+                    for part in parts[:written]:
+                        summary.update(part)
+                    _write_file(path, _encode_json(summary))
+            finally:
+                if parts[0] is given:
+                    del parts[:]
+        return True
 
     def log(self, values, step, more):
         """Append a line to metrics.jsonl, by one write(2)."""
@@ -3299,19 +3324,38 @@ class _Record:
             self._step = int(steps[-1]) if steps else -1
         self._metrics = self.capture.open(path)
 
-    def write_end(self, status):
+    def end(self, status, is_exit=False):
+        """Write how the run ended: once, only in the process that began it, and without ever raising."""
+        with _Hold():
+            with _session.lock:
+                if not self.is_open():
+                    return
+                self.has_ended = True
+            # Without the lock, so that the prints of other threads don't wait for the disk.
+            stop = self.capture.settle if is_exit else self.capture.close
+            problem = _try(stop) or _try(self._write_end, status)
+            if is_exit and problem is not None:
+                # The files of the output may be the last descriptors that there are.
+                problem = _try(self.capture.close) or _try(self._write_end, status)
+            if is_exit and _session.get_killer():
+                _try(self._write_end, _kill_text(_session.get_killer()))
+            _unwatch(self)
+            os.environ[_FOLDER_VARIABLE] = (_session.experiments or [self])[-1].folder
+        # The warning of the output is enough, as long as STATUS tells of the end.
+        if problem is not None and not (self.capture.faults and "end-time" in self.metadata):
+            _warn(f"the end of {self.folder} can't be recorded completely: {problem}")
+
+    def _write_end(self, status):
         """Write how and when the attempt ended. STATUS belongs to the newest attempt: maybe another."""
         _try(self._head.proof.check)  # of what was loaded since; it fails where git can't be run any more
-        found = self.load_own_metadata()
+        found = self._load_own_metadata()
         attempts = found["attempts"]
-        is_newest = len(attempts) == self.number >= _find_newest_attempt(self.folder)
-        if is_newest:
-            # STATUS first: killed in between, the record tells how the run ended, though not when.
-            self._write_status(status.encode("utf-8", "backslashreplace"))
         end, duration = {"end-time": _local_time()}, round(time.monotonic() - self._clock, 6)
         self.attempt.update(end, ended=_summarize_status(status), **{"duration-seconds": duration})
         attempts[self.number - 1] = self.attempt
-        if is_newest:
+        if len(attempts) == self.number >= _find_newest_attempt(self.folder):
+            # STATUS first: killed in between, the record tells how the run ended, though not when.
+            self._write_status(status.encode("utf-8", "backslashreplace"))
             cpu_s, peak = _measure_usage()
             usage = {
                 "peak-memory-bytes": peak,
@@ -3345,7 +3389,6 @@ class _Record:
 # === Experiment ===============================================================
 # What a training script uses.
 
-_FOLDER_VARIABLE = "METICULOUS_EXPERIMENT_FOLDER"
 _ORIGINAL = "meticulous-original"  # in the git directory of a frozen copy: the work tree that it is a copy of
 
 _told_ranks: "List[int]" = []
@@ -3426,7 +3469,6 @@ class Experiment:
         self.metadata: "Dict[str, Any]" = {}
         self.stdout, self.stderr = sys.stdout, sys.stderr
         self._record: "Any" = None  # stays None if nothing is recorded
-        self._ended = True
         if self.norecord:
             return
         if _is_multiprocessing_child("_inheriting"):
@@ -3508,7 +3550,7 @@ class Experiment:
 
     def __getstate__(self) -> "Dict[str, Any]":
         """Return what a copy has, in this process or another: the folder, but not the recording."""
-        state = {**vars(self), "_record": None, "_ended": True}
+        state = {**vars(self), "_record": None}
         return {name: value for name, value in state.items() if name not in ("stdout", "stderr")}
 
     def __setstate__(self, state: "Dict[str, Any]") -> None:
@@ -3537,34 +3579,12 @@ class Experiment:
         given.update(_check_mapping("summary", values))
         path = os.path.join(self.curexpdir, "summary.json")
         try:
-            if not self._merge_summary(path, given):
+            if not self._record.add_summary(path, given):
                 _warn(f"{path} belongs to a later attempt by now: this summary is left out.")
         except OSError as error:
             if getattr(error, "path", None) == path:
                 raise
             raise FolderException(error.errno, f"can't be written: {_explain(error)}.", path) from error
-
-    def _merge_summary(self, path, given):
-        """Add *given* to the file *path*; return False if that belongs to a later attempt."""
-        with _session.summary_lock:
-            # What a signal handler adds in the middle of this is written here, too.
-            parts = self._summaries
-            parts.append(given)
-            is_outermost = len(parts) == 1
-            try:
-                written = 0
-                while written < len(parts):
-                    written = len(parts)
-                    if self.is_recording and self._record.is_superseded():
-                        return False
-                    summary = _load_mapping(path)
-                    for part in parts[:written]:
-                        summary.update(part)
-                    _write_file(path, _encode_json(summary))
-            finally:
-                if is_outermost:
-                    del parts[:]
-        return True
 
     def log(self, values: "Optional[Mapping[str, Any]]" = None, step: "Any" = None, **more: "Any") -> None:
         """Append a step of the metrics to metrics.jsonl: log({"loss": 0.3}, step=3) or log(step=3, loss=0.3).
@@ -3581,8 +3601,7 @@ class Experiment:
     def open(self, file: "Any", mode: str = "r", *args: "Any", **kwargs: "Any") -> "IO[Any]":
         """Open *file* like the builtin open(), relative paths inside the experiment's folder."""
         if not isinstance(file, int):
-            folder = os.fsencode(self.curexpdir) if isinstance(os.fspath(file), bytes) else self.curexpdir
-            file = os.path.join(folder, file)
+            file = os.path.join(self.curexpdir, os.fsdecode(file))
         return open(file, mode, *args, **kwargs)  # the builtin: a bare name never means a method
 
     def finish(self, status: str = "SUCCESS") -> None:
@@ -3596,12 +3615,12 @@ class Experiment:
             raise InvalidArgsException(
                 f"{status!r} can't be a status: it is 'SUCCESS', 'ERROR', or 'ERROR\\n' and the reason."
             )
-        self._end(status.rstrip("\n"))
+        self._record.end(status.rstrip("\n"))
 
     @property
     def is_recording(self) -> bool:
         """Whether this process records the experiment: a forked child, which may outlive it, does not."""
-        return not self._ended and os.getpid() == self._record.attempt["pid"]
+        return self._record is not None and self._record.is_open()
 
     def record_output(self, name: str, data: bytes) -> None:
         """Record *data*, which a child process wrote to its 'stdout' or 'stderr'."""
@@ -3619,35 +3638,12 @@ class Experiment:
             record = _Record(head, description)
             with _Hold():
                 if not record.create(directory, name, args, default_args, undo):
-                    _check_resumable(record.folder, args, self.repo_directory, head)
-                    record.resume(undo)
-                self._record, self._ended, self._summaries = record, False, []
-                self.curexpdir, self.metadata = record.folder, record.metadata
-                undo.callback(_unwatch, self)
-                _watch(self)
+                    record.resume(args, undo)
+                self._record, self.curexpdir, self.metadata = record, record.folder, record.metadata
+                undo.callback(_unwatch, record)
+                _watch(record)
                 os.environ[_FOLDER_VARIABLE] = self.curexpdir
                 undo.pop_all()
-
-    def _end(self, status, is_exit=False):
-        """Write how the run ended: once, only in the process that began it, and without ever raising."""
-        with _Hold():
-            with _session.lock:
-                if not self.is_recording:
-                    return
-                self._ended = True
-            # Without the lock, so that the prints of other threads don't wait for the disk.
-            capture, write_end = self._record.capture, self._record.write_end
-            problem = _try(capture.settle if is_exit else capture.close) or _try(write_end, status)
-            if is_exit and problem is not None:
-                # The files of the output may be the last descriptors that there are.
-                problem = _try(capture.close) or _try(write_end, status)
-            if is_exit and _session.get_killer():
-                _try(write_end, _kill_text(_session.get_killer()))
-            _unwatch(self)
-            os.environ[_FOLDER_VARIABLE] = (_session.experiments or [self])[-1].curexpdir
-        # The warning of the output is enough, as long as STATUS tells of the end.
-        if problem is not None and not (capture.faults and "end-time" in self.metadata):
-            _warn(f"the end of {self.curexpdir} can't be recorded completely: {problem}")
 
 
 # === Text =====================================================================
