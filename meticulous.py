@@ -3112,7 +3112,7 @@ def _explain_refused_write(error, directory):
     if os.path.basename(path).startswith("."):  # a hidden file of ours, which says nothing to the user
         path = os.path.dirname(path)
     reason = f"can't be used: {_explain(error)}."
-    if error.errno in (errno.EACCES, errno.EPERM):
+    if isinstance(error, PermissionError):
         reason += (
             "\nIf a group shares it, its owner may run `chmod g+ws` on it, and each member `umask 002`; "
             "or name another experiments_directory."
@@ -3303,8 +3303,8 @@ class _Record:
             if step is None:
                 step = fields["step"]  # one of the names that were logged
             if type(step) is not int:
-                step = self._step + 1 if step is None else _convert(step)
-                if isinstance(step, bool) or not isinstance(step, (int, float)) or step != step:
+                step = self._step + 1 if step is None else _to_json(step)
+                if type(step) not in (int, float) or step != step:
                     raise ValueError(f"step is {step!r}, not a number")
             fields["step"] = step
             line = self._encode(fields)
@@ -3319,10 +3319,10 @@ class _Record:
         from json import JSONEncoder
 
         self._encode = JSONEncoder(default=_to_json, check_circular=False).encode
-        if self.number > 1 and os.path.exists(path):  # a resumed run counts on
-            steps = re.findall(rb'(?m)^\{"step": (\d+)', _read_file(path, _UNSAVED_LIMIT))
-            self._step = int(steps[-1]) if steps else -1
         self._metrics = self.capture.open(path)
+        steps = re.findall(rb'(?m)^\{"step": (\d+)', _read_file(path, _UNSAVED_LIMIT))
+        if steps:
+            self._step = int(steps[-1])  # a resumed run counts on
 
     def end(self, status, is_exit=False):
         """Write how the run ended: once, only in the process that began it, and without ever raising."""
@@ -3550,8 +3550,7 @@ class Experiment:
 
     def __getstate__(self) -> "Dict[str, Any]":
         """Return what a copy has, in this process or another: the folder, but not the recording."""
-        state = {**vars(self), "_record": None}
-        return {name: value for name, value in state.items() if name not in ("stdout", "stderr")}
+        return {**vars(self), "_record": None, "stdout": None, "stderr": None}
 
     def __setstate__(self, state: "Dict[str, Any]") -> None:
         vars(self).update(state, stdout=sys.stdout, stderr=sys.stderr)
