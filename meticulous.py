@@ -2808,7 +2808,7 @@ def _watch_cells(undo):
 def _describe_program_ending():
     """Return the STATUS for the end of the program."""
     code, frame = _exit_code, _exit_code.frame
-    if frame is not None and code.is_launched and _has_returned(frame):
+    if code.is_launched and _has_returned(frame):
         return "SUCCESS"  # whatever the launcher does next
     if code.asked in (None, "SUCCESS") and code.last_cell:
         error = code.last_cell.error_in_exec or code.last_cell.error_before_exec
@@ -2976,7 +2976,7 @@ def _register_at_fork(before, in_parent, in_child):
     """Register three functions to be called whenever this process forks."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(before=before, after_in_parent=in_parent, after_in_child=in_child)
-    elif hasattr(os, "fork"):  # Python 3.6
+    else:  # Python 3.6
         original = os.fork
 
         def fork():
@@ -3015,23 +3015,24 @@ def _watch_forks():
         parent, _session = _session, _Session()
         for record in parent.experiments:
             record.capture.forget()
-        if parent.hooks is not None:
+        if parent.hooks:
             parent.hooks.close()
         unblock()
 
     _register_at_fork(prepare, unblock, forget)
 
 
-_watches_forks: "List[bool]" = []
+_watches_forks = False
 
 
 def _watch(record):
     """Call record.end(status, is_exit=True) when this process ends, unless _unwatch() comes first."""
+    global _watches_forks
     with _session.lock:
         if not (_WINDOWS or _watches_forks):
             _watch_forks()
-            _watches_forks.append(True)
-        if _session.hooks is None:
+            _watches_forks = True
+        if not _session.hooks:
             _session.hooks = _set_hooks()
         _session.experiments.append(record)
 
@@ -3039,9 +3040,8 @@ def _watch(record):
 def _unwatch(record):
     """Forget *record*; after the last one remove every hook that is still ours."""
     with _session.lock:
-        if record in _session.experiments:
-            _session.experiments.remove(record)
-        if not _session.experiments and _session.hooks is not None:
+        _try(_session.experiments.remove, record)
+        if not _session.experiments and _session.hooks:
             hooks, _session.hooks = _session.hooks, None
             hooks.close()
 
@@ -3272,17 +3272,14 @@ class _Record:
     def add_summary(self, path, given):
         """Add the dict *given* to the file *path*; return False if that belongs to a later attempt."""
         with _session.summary_lock:
-            # What a signal handler adds in the middle of this is written here, too.
             parts = self._summaries
             parts.append(given)
             try:
-                written = 0
-                while written < len(parts):
-                    written = len(parts)
+                for _ in parts:  # what a signal handler adds in the middle of this is written here, too
                     if self.is_open() and len(self._load_own_metadata()["attempts"]) > self.number:
                         return False
                     summary = _load_mapping(path)
-                    for part in parts[:written]:
+                    for part in parts:
                         summary.update(part)
                     _write_file(path, _encode_json(summary))
             finally:
@@ -3377,13 +3374,10 @@ class _Record:
         if len(content) > _SMALLEST_BLOCK:
             tail = content[-_SMALLEST_BLOCK // 2 :].decode("utf-8", "ignore")
             content = f"ERROR\n...{tail}".encode("utf-8")
-        descriptor = os.open(os.path.join(self.folder, "STATUS"), _WRITE_FLAGS)
-        try:
+        with open(os.open(os.path.join(self.folder, "STATUS"), _WRITE_FLAGS), "wb", buffering=0) as file:
             # All of RUNNING at once, so that no reader sees a part of it.
-            os.write(descriptor, content.ljust(len("RUNNING"), b"\n"))
-            os.ftruncate(descriptor, len(content))
-        finally:
-            os.close(descriptor)
+            file.write(content.ljust(len("RUNNING"), b"\n"))
+            file.truncate(len(content))
 
 
 # === Experiment ===============================================================
@@ -3391,18 +3385,17 @@ class _Record:
 
 _ORIGINAL = "meticulous-original"  # in the git directory of a frozen copy: the work tree that it is a copy of
 
-_told_ranks: "List[int]" = []
+_has_told_rank = False
 
 
 def _is_other_rank():
     """Return whether another process of the same parallel run records it; warn the first time."""
-    rank = _find_rank()
-    if rank is None or rank[0] == 0:
-        return False
-    if not _told_ranks:
-        _told_ranks.append(rank[0])
-        _warn(f"rank {rank[0]} of {rank[1]} ({rank[2]}) records nothing; rank 0 does.")
-    return True
+    global _has_told_rank
+    rank, size, variable = _find_rank() or (0, 1, "")
+    if rank > 0 and not _has_told_rank:
+        _has_told_rank = True
+        _warn(f"rank {rank} of {size} ({variable}) records nothing; rank 0 does.")
+    return rank > 0
 
 
 def _is_set(variable):
@@ -3486,7 +3479,8 @@ class Experiment:
         if _is_other_rank():
             self.norecord = True
             # To resume, all ranks read one checkpoint. The number of a new folder is known to rank 0 only.
-            self.curexpdir = os.path.join(self.experiments_directory, name) if name else "."
+            if name:
+                self.curexpdir = os.path.join(self.experiments_directory, name)
             return
         args = _check_mapping("args", {} if args is None else args)
         if default_args is not None:
@@ -3575,7 +3569,7 @@ class Experiment:
         if self._record is None:
             return
         given = _check_mapping("summary", {} if summary_dict is None else summary_dict)
-        given.update(_check_mapping("summary", values))
+        given.update(_to_json(values))
         path = os.path.join(self.curexpdir, "summary.json")
         try:
             if not self._record.add_summary(path, given):
@@ -3610,7 +3604,7 @@ class Experiment:
         """
         if self._record is None:
             return
-        if status != "SUCCESS" and str(status).partition("\n")[0] != "ERROR":
+        if not re.match(r"(SUCCESS|ERROR)$|ERROR\n", str(status)):
             raise InvalidArgsException(
                 f"{status!r} can't be a status: it is 'SUCCESS', 'ERROR', or 'ERROR\\n' and the reason."
             )
