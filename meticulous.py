@@ -2240,8 +2240,6 @@ class _OutputFile:
                 self._open_again()
                 self._write()
         except OSError as error:
-            if error.errno is None:
-                raise  # not the system's: a signal handler raised TimeoutError, which is the program's own
             if len(self.unsaved) > _UNSAVED_LIMIT:
                 self.unsaved[_UNSAVED_LIMIT:] = _GAP
             _report_fault(self.faults, self.path, error)
@@ -2257,8 +2255,9 @@ class _OutputFile:
             if not self.unsaved and os.lseek(self.descriptor, 0, os.SEEK_CUR) == self.offset:
                 written = os.write(self.descriptor, data)
                 self.offset += written
-        except OSError:
-            pass  # save() tries once more, and reports it
+        except OSError as error:
+            if error.errno is None:
+                raise  # see _report_fault; else save() tries once more, and reports it
         finally:
             self.release()
         if written < len(data):
@@ -2297,6 +2296,8 @@ class _OutputFile:
 
 def _report_fault(faults, path, error):
     """Warn that *path* can't be written, unless *faults*, the experiment's list, has an error already."""
+    if error.errno is None:
+        raise error  # not the system's: a signal handler raised TimeoutError, which is the program's own
     if not faults:
         faults.append(error)
         _warn(f"output is no longer recorded in {path!r}: {_explain(error)}")

@@ -607,8 +607,9 @@ def test_a_signal_handler_may_print_at_any_moment(lab):
     assert sorted(ended.stdout.decode().splitlines()) == sorted(expected)
 
 
-def test_a_timeout_that_a_signal_handler_raises_is_the_programs(lab):
-    source = """
+@pytest.mark.parametrize("call", ["print('x', flush=True)", "experiment.log(loss=1)"])
+def test_a_timeout_that_a_signal_handler_raises_is_the_programs(lab, call):
+    source = f"""
         def stop(number, frame):
             raise TimeoutError("enough")
         signal.signal(signal.SIGALRM, stop)
@@ -617,7 +618,7 @@ def test_a_timeout_that_a_signal_handler_raises_is_the_programs(lab):
             try:
                 signal.setitimer(signal.ITIMER_REAL, 0.001)
                 while True:
-                    print("x", flush=True)
+                    {call}
             except TimeoutError:
                 caught += 1
         print(caught, file=sys.stderr)
