@@ -2532,10 +2532,10 @@ class _Capture:
         file = self._files[os.path.basename(path)] = _OutputFile(path, self.faults)
         return file
 
-    def record(self, name, data):
+    def record(self, name, data, is_last=False):
         """Record *data*, bytes that a child wrote to its "stdout" or "stderr"."""
         file = self._files[name]
-        file.add(data)
+        file.add(data, is_last)
         file.save()
 
     def flush(self, is_waiting=True):
@@ -2546,9 +2546,8 @@ class _Capture:
         """Save everything, and go on recording what atexit handlers print that were registered before us."""
         with _session.lock:
             self.flush()
-            for file in self._files.values():
-                file.add(b"", is_last=True)
-                file.save()
+            for name in self._files:
+                self.record(name, b"", is_last=True)
 
     def forget(self):
         """In a forked child, drop what the parent writes."""
@@ -3171,34 +3170,31 @@ class _Record:
         It is built under a hidden name. The rename is the claim (rename(2), also on NFS): it replaces an
         empty directory, and of several processes one succeeds.
         """
-        from contextlib import ExitStack
-
-        with ExitStack() as discard:
-            hidden = _build_path(directory)
-            os.mkdir(hidden)
-            discard.callback(_remove_folder, hidden)
-            files = {
-                "args.json": _encode_json(args),
-                "default_args.json": _encode_json(default_args),
-                "metadata.json": _encode_json(self.metadata),
-                "STATUS": b"RUNNING",
-                "stdout": b"",
-                "stderr": b"",
-            }
-            if self._head.patch:
-                files["snapshot.patch"] = self._head.patch
-            for file, content in files.items():
-                _create_file(os.path.join(hidden, file), content)
-            names = [name] if name else map(str, _claim_ids(directory, discard))
-            if name and re.fullmatch("[0-9]+", name) and _claim_id(directory, int(name)) is not None:
-                discard.callback(_try, os.unlink, _claim_path(directory, int(name)))
-            # A number may be taken by a folder that somebody made without a claim.
-            if not any(self._rename(hidden, os.path.join(directory, each)) for each in names):
-                return False
-            discard.callback(_remove_folder, self.folder)
-            self.capture = _Capture(self.folder)
-            discard.callback(self.capture.close)
-            undo.push(discard.pop_all())
+        hidden = _build_path(directory)
+        os.mkdir(hidden)
+        undo.callback(_remove_folder, hidden)
+        files = {
+            "args.json": _encode_json(args),
+            "default_args.json": _encode_json(default_args),
+            "metadata.json": _encode_json(self.metadata),
+            "STATUS": b"RUNNING",
+            "stdout": b"",
+            "stderr": b"",
+        }
+        if self._head.patch:
+            files["snapshot.patch"] = self._head.patch
+        for file, content in files.items():
+            _create_file(os.path.join(hidden, file), content)
+        names = [name] if name else map(str, _claim_ids(directory, undo))
+        if name and re.fullmatch("[0-9]+", name) and _claim_id(directory, int(name)) is not None:
+            undo.callback(_try, os.unlink, _claim_path(directory, int(name)))
+        # A number may be taken by a folder that somebody made without a claim.
+        if not any(self._rename(hidden, os.path.join(directory, each)) for each in names):
+            _remove_folder(hidden)
+            return False
+        undo.callback(_remove_folder, self.folder)
+        self.capture = _Capture(self.folder)
+        undo.callback(self.capture.close)
         return True
 
     def _rename(self, hidden, folder):
