@@ -52,7 +52,7 @@ order of its data; each chapter uses only names from the chapters above it:
         Arguments            take arguments and defaults from an argparse parser
         Output               record what is written to sys.stdout and sys.stderr
         Exit                 determine how the program ended
-        Ending               notice the end of the process, and record it
+        Hooks                notice the end of the process, and record it
         Record               write the folder of one attempt
         Experiment           what a training script uses
     III Read
@@ -2214,8 +2214,9 @@ class _OutputFile:
             return b"", b"\n".join(rows) + b"\x1b[%dA" % (len(rows) - 1 - row)  # to the row of the cursor
         if has_moved:
             rows = [line.rstrip(b"\r") for line in rows]
-        bar = rows.pop() if b"\r" in rows[-1] and not is_due else b""
-        return b"\n".join(rows + [b""] * bool(bar)), bar
+        if is_due or b"\r" not in rows[-1]:
+            return b"\n".join(rows), b""
+        return b"\n".join(rows[:-1] + [b""]), rows[-1]
 
     def release(self):
         """Close the file if the experiment has finished, and nobody is in the middle of a write.
@@ -2226,8 +2227,7 @@ class _OutputFile:
         self.holders -= 1
         if self.is_closed and not self.holders:
             try:
-                found = _identify(self.descriptor)
-                if found and found[:2] == self.identity[:2]:
+                if _identify(self.descriptor)[:2] == self.identity[:2]:
                     os.close(self.descriptor)
             except OSError as error:  # a network file system may report only now that a write has failed
                 _report_fault(self.faults, self.path, error)
@@ -2315,23 +2315,21 @@ def _open_to_append(path, more_flags=0):
 
 
 def _identify(file):
-    """Return device, inode, and whether a name is left, of a path's or descriptor's file; None if closed."""
+    """Return device, inode, and whether a name is left, of a path's or descriptor's file; () if closed."""
     try:
         status = os.stat(file)
     except OSError as error:
         if error.errno != errno.EBADF:
             raise
-        return None
+        return ()
     return status.st_dev, status.st_ino, status.st_nlink > 0
 
 
-def _list_frames(frame):
-    """Return *frame* and those that called it, the outermost last."""
-    frames: "List[Any]" = []
+def _walk_frames(frame):
+    """Yield *frame* and those that called it, the outermost last."""
     while frame is not None:
-        frames.append(frame)
+        yield frame
         frame = frame.f_back
-    return frames
 
 
 class _Recorder:
@@ -2401,7 +2399,7 @@ class _Recorder:
         """Return whether we were called by our own write or flush: TextIOWrapper passes text on to .buffer."""
         return any(
             frame.f_code.co_name in ("write", "_flush_stream") and frame.f_locals.get("self") is self
-            for frame in _list_frames(sys._getframe())
+            for frame in _walk_frames(sys._getframe())
         )
 
     def flush_line(self, text):
@@ -2514,18 +2512,16 @@ class _Capture:
         self._recorders: "Dict[str, Any]" = {}
         self._files: "Dict[str, Any]" = {}
         try:
-            self.open(os.path.join(folder, "stdout"))
-            self.open(os.path.join(folder, "stderr"))
+            with _session.lock:
+                for name in ("stdout", "stderr"):
+                    file, recorder = self.open(os.path.join(folder, name)), _find_recorder(name)
+                    if recorder:
+                        recorder.flush()
+                        recorder.files.append(file)
+                        self._recorders[name] = recorder
         except OSError:
             self.close()
             raise
-        with _session.lock:
-            for name, file in self._files.items():
-                recorder = _find_recorder(name)
-                if recorder:
-                    recorder.flush()
-                    recorder.files.append(file)
-                    self._recorders[name] = recorder
 
     def open(self, path):
         """Open one more file that is appended to until close(), and return it."""
@@ -2605,7 +2601,7 @@ class _Exit(SystemExit):
     def __getattribute__(self, name):
         value = super().__getattribute__(name)
         if name == "code" and sys._getframe().f_back is None:
-            _exit_code.asked = _exit_text(value, self.__context__)
+            _exit_code.asked = _format_exit(value, self.__context__)
         return value
 
     def __reduce__(self):
@@ -2638,7 +2634,7 @@ def _wrap_exit(owner, name):
                 raise
             exit = _Exit(*error.args)
             if _exit_code.is_launched or _exit_code.is_shell:
-                _exit_code.made = (_exit_code.frame.f_lasti,), _exit_text(error.code, error.__context__)
+                _exit_code.made = (_exit_code.frame.f_lasti,), _format_exit(error.code, error.__context__)
         raise exit  # not above, where the other one would be its __context__
 
     vars(exit_noticed)["exit_code"] = _exit_code
@@ -2669,16 +2665,16 @@ def _list_main_frames():
     """Return the frames of the main thread, the outermost last, as far as they can be seen from here."""
     import threading
 
-    frames, greenlet = _list_frames(sys._getframe()), sys.modules.get("greenlet")
+    frames, greenlet = list(_walk_frames(sys._getframe())), sys.modules.get("greenlet")
     current = greenlet and greenlet.getcurrent()
     while current and current.parent:  # the frames of a greenlet end where it began
         current = current.parent
-        frames = _list_frames(current.gr_frame)
+        frames = list(_walk_frames(current.gr_frame))
     if _in_main_thread() or any(map(_is_main, frames)):
         return frames
     # In a subinterpreter sys._current_frames() aborts Python 3.12 and 3.13.
     main = threading.main_thread().ident or 0
-    return [] if _is_subinterpreter() else _list_frames(sys._current_frames().get(main))
+    return [] if _is_subinterpreter() else list(_walk_frames(sys._current_frames().get(main)))
 
 
 def _is_launcher(frame):
@@ -2723,7 +2719,7 @@ def _notice_calls(code, undo):
         # SystemExit(0, 1) has a tuple as its code.
         if code.co_code[offset + 1] < 2:
             argument = None if argument is monitoring.MISSING else argument
-            _exit_code.made = (offset, offset + 8), _exit_text(argument, sys.exc_info()[1])
+            _exit_code.made = (offset, offset + 8), _format_exit(argument, sys.exc_info()[1])
 
     events = monitoring.events
     monitoring.use_tool_id(_TOOL, "meticulous")
@@ -2745,18 +2741,18 @@ def _goes_through(tb, frame):
     return tb is not None
 
 
-def _exit_text(code, handled=None):
+def _format_exit(code, handled=None):
     """Return the STATUS for sys.exit(*code*), which may have been called while an exception was *handled*."""
     if code is None or (isinstance(code, int) and code == 0):
         return "SUCCESS"
     call = f"sys.exit({' '.join(repr(code).splitlines())})"
     if handled is None or isinstance(handled, SystemExit):
         return f"ERROR\n{call}"
-    cause = _exception_text(handled)
+    cause = _format_failure(handled)
     return f"{cause}\n{call} after {cause.rpartition(chr(10))[2]}"
 
 
-def _kill_text(number):
+def _format_kill(number):
     """Return the STATUS for a process that a signal ended."""
     import signal
 
@@ -2778,10 +2774,10 @@ def _format_exception(error):
         return f"{type(error).__name__}: {_describe(error)}\n"
 
 
-def _exception_text(error):
+def _format_failure(error):
     """Return the STATUS for an exception: the traceback, and type and message as the last line."""
     if isinstance(error, SystemExit):
-        return _exit_text(error.code, error.__context__)
+        return _format_exit(error.code, error.__context__)
     text = _format_exception(error).rstrip("\n")
     name, module = type(error).__qualname__, type(error).__module__
     if module not in ("builtins", "__main__"):
@@ -2812,18 +2808,18 @@ def _describe_program_ending():
         return "SUCCESS"  # whatever the launcher does next
     if code.asked in (None, "SUCCESS") and code.last_cell:
         error = code.last_cell.error_in_exec or code.last_cell.error_before_exec
-        return _exception_text(error) if error else "SUCCESS"
+        return _format_failure(error) if error else "SUCCESS"
     if code.asked:
         return code.asked
     if frame is None:
         return "ERROR\nPython ran inside another program, which does not show how it ended: call finish()."
-    # Python sets it before it calls the excepthook. pytest and IPython set it too, but to a traceback that
-    # begins where they caught the exception, deeper than the main module.
+    # Python sets sys.last_traceback before it calls the excepthook. pytest and IPython set it too, but to a
+    # traceback that begins where they caught the exception, deeper than the main module.
     tb: "Any" = getattr(sys, "last_traceback", None)
     # A program that embeds Python may run code twice, and an interactive shell goes on after a mistake.
     is_later_run = tb is not None and tb.tb_frame.f_globals is frame.f_globals and not hasattr(sys, "ps1")
     if _goes_through(tb, frame) or (is_later_run and tb.tb_frame.f_back is None and not code.is_shell):
-        return _exception_text(sys.last_value)
+        return _format_failure(sys.last_value)
     if _has_returned(frame):
         return "SUCCESS"
     if code.made and frame.f_lasti in code.made[0]:
@@ -2838,11 +2834,11 @@ def _describe_child_ending():
     """Return the STATUS for the end of a child of multiprocessing."""
     error = sys.exc_info()[1]  # before Python 3.13 this is called in a `finally`
     if error is not None:
-        return _exception_text(error)
+        return _format_failure(error)
     code = _exit_code.frame.f_locals.get("exitcode", 0)
     if code == 1:
         return "ERROR\nThe child process ended with exit code 1; what it showed is in stderr."
-    return _exit_text(code)
+    return _format_exit(code)
 
 
 def _describe_ending():
@@ -2869,7 +2865,7 @@ def _describe_ending():
 _wrap_exit(sys, "exit")
 
 
-# === Ending ===================================================================
+# === Hooks ====================================================================
 # Notice the end of the process, and record it.
 #
 # exits and exceptions          an atexit handler: the threads that Python waits for have ended then, and the
@@ -2884,7 +2880,7 @@ def _end_all(signum=None):
         sys.last_traceback, _exit_code.frame
     )
     try:
-        status = _kill_text(signum) if signum else _describe_ending()
+        status = _format_kill(signum) if signum else _describe_ending()
     except (Exception, KeyboardInterrupt) as error:
         status = f"ERROR\nHow the program ended could not be determined: {error!r}"
     _session.is_exiting = True
@@ -3332,7 +3328,7 @@ class _Record:
                 # The files of the output may be the last descriptors that there are.
                 problem = _try(self.capture.close) or _try(self._write_end, status)
             if is_exit and _session.get_killer():
-                _try(self._write_end, _kill_text(_session.get_killer()))
+                _try(self._write_end, _format_kill(_session.get_killer()))
             _unwatch(self)
             os.environ[_FOLDER_VARIABLE] = (_session.experiments or [self])[-1].folder
         # The warning of the output is enough, as long as STATUS tells of the end.
@@ -3351,14 +3347,14 @@ class _Record:
             # STATUS first: killed in between, the record tells how the run ended, though not when.
             self._write_status(status.encode("utf-8", "backslashreplace"))
             cpu_s, peak = _measure_usage()
-            usage = {
+            found = self.metadata
+            found.update(end, attempts=attempts)
+            found["usage"] = {
                 "peak-memory-bytes": peak,
                 "cpu-seconds": round(cpu_s - self._cpu_s, 6),
                 "wall-seconds": duration,
                 "oom-kills": _count_oom_kills(self.attempt),
             }
-            self.metadata.update(end, attempts=attempts, usage=usage)
-            found = self.metadata
         self._write("metadata.json", _encode_json(_to_json(found)))
 
     def _write_status(self, content):
@@ -3555,7 +3551,7 @@ class Experiment:
         passes = not isinstance(exc, Exception) or _is_instance(exc, "asyncio.CancelledError")
         if not passes:
             _say(_format_exception(exc))
-        self.finish("SUCCESS" if exc is None or isinstance(exc, GeneratorExit) else _exception_text(exc))
+        self.finish("SUCCESS" if exc is None or isinstance(exc, GeneratorExit) else _format_failure(exc))
         return not passes
 
     def summary(self, summary_dict: "Optional[Mapping[str, Any]]" = None, **values: "Any") -> None:
@@ -5251,9 +5247,8 @@ def _record_command(command, own):
         return 126
     status = _follow_command(process, inherited, early, experiment)
     if os.WIFSIGNALED(status):
-        signum = os.WTERMSIG(status)
-        experiment.finish(_kill_text(signum))
-        return 128 + signum
+        experiment.finish(_format_kill(os.WTERMSIG(status)))
+        return 128 + os.WTERMSIG(status)
     code = os.WEXITSTATUS(status)
     experiment.finish(f"ERROR\nexit code {code}" if code else "SUCCESS")
     return code
