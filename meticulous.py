@@ -2185,7 +2185,7 @@ class _OutputFile:
             self.unsaved += b"\n"  # an earlier attempt was killed in the middle of a line
 
     def add(self, data, is_last=False):
-        """Take bytes to be saved, but hold back a progress bar until it is complete, or for _BAR_INTERVAL_S."""
+        """Take bytes to be saved, but hold back a progress bar: until its end, or for _BAR_INTERVAL_S."""
         # Nothing changes before the last lines, so that a signal handler in the middle may add as well.
         lines, bar = self._split_bar(data, is_last)
         if b"\r" in lines:
@@ -2372,7 +2372,7 @@ class _Recorder:
             if files:
                 append(text)
                 if monotonic() >= self.due:
-                    self.flush_line(str(text))
+                    self.flush_after(str(text))
             return count
 
         # Bound, so that as an attribute of a class it is not bound again. _find_recorder reads its __self__.
@@ -2396,14 +2396,14 @@ class _Recorder:
         return self.flush_below and self.flush_below()
 
     def _is_passing_on(self):
-        """Return whether we were called by our own write or flush: TextIOWrapper passes text on to .buffer."""
+        """Return whether our own write or flush called us: TextIOWrapper passes text on to .buffer."""
         return any(
             frame.f_code.co_name in ("write", "_flush_stream") and frame.f_locals.get("self") is self
             for frame in _walk_frames(sys._getframe())
         )
 
-    def flush_line(self, text):
-        """Flush if *text* ended a line or moved a progress bar, or much has come without."""
+    def flush_after(self, text):
+        """Flush if *text* ended a line or moved a progress bar, or much came without."""
         if (
             "\n" in text
             or "\r" in text
@@ -2917,9 +2917,10 @@ def _set_signals(undo):
     for signum in (signal.SIGTERM, signal.SIGHUP):
         handler = signal.getsignal(signum)
         # Ours is left from before, if the last finish() was in a thread.
-        if handler is _die_of or (handler is signal.SIG_DFL and not caught >> (signum - 1) & 1):
-            if not _try(signal.signal, signum, _die_of):  # else this is not the main thread
-                undo.callback(_reset_signal, signum)
+        is_default = handler is _die_of or (handler is signal.SIG_DFL and not caught >> (signum - 1) & 1)
+        # It fails outside of the main thread.
+        if is_default and not _try(signal.signal, signum, _die_of):
+            undo.callback(_reset_signal, signum)
 
 
 def _reset_signal(signum):
@@ -3212,7 +3213,7 @@ class _Record:
         self.number = _claim_attempt(self.folder, self.attempt)
         self._begin()  # the claim may have waited for the end of another attempt
         undo.callback(_remove_folder, _attempt_path(self.folder, self.number))
-        old = _load_mapping(os.path.join(self.folder, "metadata.json"))
+        old = _load_mapping(self.path("metadata.json"))
         attempts = _close_last_attempt(self.folder, old, last_sign)
         for key in ("end-time", "usage"):
             old.pop(key, None)
@@ -3229,7 +3230,7 @@ class _Record:
         self.capture = _Capture(self.folder)
         undo.callback(self.capture.close)
         for name in ("STATUS", "metadata.json"):
-            content = _read_if_there(os.path.join(self.folder, name))
+            content = _read_if_there(self.path(name))
             if content is not None:
                 undo.callback(_try, self._write, name, content)
         # STATUS first: killed between the two, the new attempt must not look finished.
@@ -3241,18 +3242,21 @@ class _Record:
         import shutil
 
         for name in ("stdout", "stderr", "metrics.jsonl"):
-            path = os.path.join(self.folder, name)
+            path = self.path(name)
             copy = _build_path(self.folder)
             if os.path.isfile(path):
                 shutil.copyfile(path, copy, follow_symlinks=False)  # a link is refused when it is opened
                 os.replace(copy, path)
 
+    def path(self, name):
+        return os.path.join(self.folder, name)
+
     def _write(self, name, content):
-        _write_file(os.path.join(self.folder, name), content)
+        _write_file(self.path(name), content)
 
     def _load_own_metadata(self):
         """Return what metadata.json holds now. Raises OSError if the folder is another by now."""
-        found = _load_mapping(os.path.join(self.folder, "metadata.json"))
+        found = _load_mapping(self.path("metadata.json"))
         own = _get_attempts(found)[self.number - 1 : self.number]
         if not own or not _agree(own[0], self.attempt, "start-epoch", "host", "pid"):
             raise OSError(errno.ESTALE, "it was deleted or replaced", self.folder)
@@ -3283,7 +3287,7 @@ class _Record:
     def log(self, values, step, more):
         """Append a line to metrics.jsonl, by one write(2)."""
         if self._metrics is None:
-            path = os.path.join(self.folder, "metrics.jsonl")
+            path = self.path("metrics.jsonl")
             try:
                 self._open_metrics(path)
             except OSError as error:
@@ -3367,7 +3371,7 @@ class _Record:
         if len(content) > _SMALLEST_BLOCK:
             tail = content[-_SMALLEST_BLOCK // 2 :].decode("utf-8", "ignore")
             content = f"ERROR\n...{tail}".encode("utf-8")
-        with open(os.open(os.path.join(self.folder, "STATUS"), _WRITE_FLAGS), "wb", buffering=0) as file:
+        with open(os.open(self.path("STATUS"), _WRITE_FLAGS), "wb", buffering=0) as file:
             # All of RUNNING at once, so that no reader sees a part of it.
             file.write(content.ljust(len("RUNNING"), b"\n"))
             file.truncate(len(content))
@@ -3563,7 +3567,7 @@ class Experiment:
             return
         given = _check_mapping("summary", {} if summary_dict is None else summary_dict)
         given.update(_to_json(values))
-        path = os.path.join(self.curexpdir, "summary.json")
+        path = self._record.path("summary.json")
         try:
             if not self._record.add_summary(path, given):
                 _warn(f"{path} belongs to a later attempt by now: this summary is left out.")
