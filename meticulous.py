@@ -2665,16 +2665,17 @@ def _list_main_frames():
     """Return the frames of the main thread, the outermost last, as far as they can be seen from here."""
     import threading
 
-    frames, greenlet = list(_walk_frames(sys._getframe())), sys.modules.get("greenlet")
+    frame: "Any" = sys._getframe()
+    greenlet = sys.modules.get("greenlet")
     current = greenlet and greenlet.getcurrent()
     while current and current.parent:  # the frames of a greenlet end where it began
         current = current.parent
-        frames = list(_walk_frames(current.gr_frame))
-    if _in_main_thread() or any(map(_is_main, frames)):
-        return frames
-    # In a subinterpreter sys._current_frames() aborts Python 3.12 and 3.13.
-    main = threading.main_thread().ident or 0
-    return [] if _is_subinterpreter() else list(_walk_frames(sys._current_frames().get(main)))
+        frame = current.gr_frame
+    if not (_in_main_thread() or any(map(_is_main, _walk_frames(frame)))):
+        # In a subinterpreter sys._current_frames() aborts Python 3.12 and 3.13.
+        main = threading.main_thread().ident or 0
+        frame = None if _is_subinterpreter() else sys._current_frames().get(main)
+    return list(_walk_frames(frame))
 
 
 def _is_launcher(frame):
