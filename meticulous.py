@@ -2186,7 +2186,7 @@ class _OutputFile:
 
     def add(self, data, is_last=False):
         """Take bytes to be saved, but hold back a progress bar: until its end, or for _BAR_INTERVAL_S."""
-        # Nothing changes before the last lines, so that a signal handler in the middle may add as well.
+        # The bar changes only in the last lines, so that a signal handler in the middle may add as well.
         lines, bar = self._split_bar(data, is_last)
         if b"\r" in lines:
             # What the file already has of this line can't be taken back, so "\r" overwrites it there as well.
@@ -3127,7 +3127,8 @@ def _replace_not_finite(match):
 class _Record:
     """The folder of one attempt, from its start to its end.
 
-    folder, number (of the attempt), metadata (what metadata.json holds), capture (of the output).
+    attempt: what metadata.json says of it; number: which one it is; metadata: all of metadata.json.
+    capture: the recording of its output. has_ended: in this process; is_open() is true of no forked child.
     """
 
     has_ended = False
