@@ -6223,7 +6223,7 @@ def _arrange(rows, options):
         columns = list(dict.fromkeys(keys + _find_columns(rows)))
     for names, descending in ((options.sort_reverse, False), (options.sort, True)):
         names = [_resolve_column(everything, columns, name) for name in names]
-        rows = _sort_rows(rows, names, descending)
+        rows = _sort_rows(rows, names, descending) if names else rows
     rows = _take_part(rows, options)
     if options.is_for_people:
         front = [*keys, "header.expid.count"]
