@@ -521,11 +521,11 @@ def _claim_id(directory, number):
         return None
 
 
-def _claim_ids(directory, undo):
+def _claim_ids(directory, undo, own=""):
     """Yield integer ids that only the caller has claimed, the next free one first.
 
     A claim outlives its folder, so that no id is assigned twice, and is swept after an hour. The ExitStack
-    *undo* is to remove the claims.
+    *undo* is to remove the claims. *own* is the hidden folder that is to get an id.
     """
     from itertools import count
 
@@ -543,8 +543,8 @@ def _claim_ids(directory, undo):
             path = _claim_path(directory, number)
             undo.callback(_try, os.unlink, path)
             # The largest id's claim stays: nothing else remembers that id if our claim is removed again.
-            kept = _CLAIM_PREFIX + b"%d" % largest
-            _sweep(os.fsencode(directory), [name for name in hidden if name != kept], now)
+            kept = _CLAIM_PREFIX + b"%d" % largest, os.fsencode(os.path.basename(own))
+            _sweep(os.fsencode(directory), [name for name in hidden if name not in kept], now)
             yield number
 
 
@@ -2502,7 +2502,7 @@ def _find_recorder(name):
 
 
 class _Capture:
-    """The recording of one experiment's output in *folder*, until close().
+    """The recording of one experiment's output in *folder*, from start() until close().
 
     Raises OSError if the files can't be opened.
     """
@@ -2512,13 +2512,8 @@ class _Capture:
         self._recorders: "Dict[str, Any]" = {}
         self._files: "Dict[str, Any]" = {}
         try:
-            with _session.lock:
-                for name in ("stdout", "stderr"):
-                    file, recorder = self.open(os.path.join(folder, name)), _find_recorder(name)
-                    if recorder:
-                        recorder.flush()
-                        recorder.files.append(file)
-                        self._recorders[name] = recorder
+            self.open(os.path.join(folder, "stdout"))
+            self.open(os.path.join(folder, "stderr"))
         except OSError:
             self.close()
             raise
@@ -2527,6 +2522,17 @@ class _Capture:
         """Open one more file that is appended to until close(), and return it."""
         file = self._files[os.path.basename(path)] = _OutputFile(path, self.faults)
         return file
+
+    def start(self, folder):
+        """Record from now on; the files are in *folder* by now."""
+        with _session.lock:
+            for name, file in self._files.items():
+                file.path = os.path.join(folder, name)
+                recorder = _find_recorder(name)
+                if recorder:
+                    recorder.flush()
+                    recorder.files.append(file)
+                    self._recorders[name] = recorder
 
     def record(self, name, data, is_last=False):
         """Record *data*, bytes that a child wrote to its "stdout" or "stderr"."""
@@ -3177,28 +3183,28 @@ class _Record:
             "default_args.json": _encode_json(default_args),
             "metadata.json": _encode_json(self.metadata),
             "STATUS": b"RUNNING",
-            "stdout": b"",
-            "stderr": b"",
         }
         if self._head.patch:
             files["snapshot.patch"] = self._head.patch
         for file, content in files.items():
             _create_file(os.path.join(hidden, file), content)
-        names = [name] if name else map(str, _claim_ids(directory, undo))
+        self.capture = _Capture(hidden)
+        undo.callback(self.capture.close)
+        names = [name] if name else map(str, _claim_ids(directory, undo, hidden))
         if name and re.fullmatch("[0-9]+", name) and _claim_id(directory, int(name)) is not None:
             undo.callback(_try, os.unlink, _claim_path(directory, int(name)))
         # A number may be taken by a folder that somebody made without a claim.
         if not any(self._rename(hidden, os.path.join(directory, each)) for each in names):
+            self.capture.close()
             _remove_folder(hidden)
             return False
         undo.callback(_remove_folder, self.folder)
-        self.capture = _Capture(self.folder)
-        undo.callback(self.capture.close)
         return True
 
     def _rename(self, hidden, folder):
         self.folder = folder
-        if _WINDOWS:  # an empty folder is not replaced there
+        if _WINDOWS:  # a folder with open files can't be renamed there, and an empty one is not replaced
+            self.capture.close()
             _try(os.rmdir, folder)
         try:
             os.rename(hidden, folder)
@@ -3206,6 +3212,8 @@ class _Record:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
             return False
+        if _WINDOWS:
+            self.capture = _Capture(folder)
         return True
 
     def resume(self, args, undo):
@@ -3634,6 +3642,7 @@ class Experiment:
                 self._record, self.curexpdir, self.metadata = record, record.folder, record.metadata
                 undo.callback(_unwatch, record)
                 _watch(record)
+                record.capture.start(record.folder)
                 os.environ[_FOLDER_VARIABLE] = self.curexpdir
                 undo.pop_all()
 

@@ -155,7 +155,9 @@ def mount_tmpfs(tmp_path):
 
 def start_capture(folder):
     folder.mkdir(exist_ok=True)
-    return meticulous._Capture(str(folder))
+    capture = meticulous._Capture(str(folder))
+    capture.start(str(folder))
+    return capture
 
 
 @contextmanager
