@@ -5268,8 +5268,9 @@ def _record_command(command, own):
         return 126
     status = _follow_command(process, inherited, early, experiment)
     if os.WIFSIGNALED(status):
-        experiment.finish(_format_kill(os.WTERMSIG(status)))
-        return 128 + os.WTERMSIG(status)
+        signum = os.WTERMSIG(status)
+        experiment.finish(_format_kill(signum))
+        return 128 + signum
     code = os.WEXITSTATUS(status)
     experiment.finish(f"ERROR\nexit code {code}" if code else "SUCCESS")
     return code
