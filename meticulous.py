@@ -5899,11 +5899,11 @@ def _make_cell(value, column):
     return ' class="bad"' if value in ("ERROR", "DEAD") else attributes, _escape(text, 60)
 
 
-def _make_table(rows, columns, numbers, links):
+def _make_table(rows, columns, is_flat, numbers, links):
     """Return the table; *numbers* of the curves of its rows, and *links* to their stories, may be None."""
     head, body = "", ""
     for column in columns:
-        group, title = _split_title(column, False)
+        group, title = _split_title(column, is_flat)
         kind = "number" if any(_is_number(row.get(column)) for row in rows) else ""
         head += f'<th scope="col" class="{kind}"><small>{_escape(group)}</small><br>{_escape(title, 60)}</th>'
     for row, number, link in zip(rows, numbers, links):
@@ -5967,7 +5967,7 @@ def _make_legend(series, links):
     return f'<h2>Curves</h2><ul class="legend">{"".join(items)}</ul>' if items else ""
 
 
-def _make_report(directory, rows, table, columns, over=(), is_log=False):
+def _make_report(directory, rows, table, columns, over=(), is_log=False, is_flat=False):
     """Return the page of the experiments in *directory*.
 
     rows: of all of them; table: the rows to show, grouped or not; over: arguments whose runs share a band.
@@ -5994,7 +5994,7 @@ def _make_report(directory, rows, table, columns, over=(), is_log=False):
     columns = sorted(columns, key=lambda column: column in _LAST_COLUMNS)
     numbers = {name: number for number, name in enumerate(series)}
     note = f"<p>Curves and stories are of the first {_MOST_STORIES} runs.</p>" * (len(runs) > _MOST_STORIES)
-    body = _make_table(table, columns, map(numbers.get, names), map(links.get, names))
+    body = _make_table(table, columns, is_flat, map(numbers.get, names), map(links.get, names))
     body += _make_legend(series, links) + _draw_plots(series, bool(over), is_log)
     place = "/".join(os.path.abspath(directory).split(os.sep)[-2:])
     title = f"{len(runs)} run{'s' * (len(runs) > 1)} in {place}"
@@ -6047,10 +6047,10 @@ directory                DIRECTORY   where the experiments are; default: the pro
 --columns                PREFIX...   only columns whose names begin so
 --args                   none|truncated|non-default|all  which arguments to show
 --normalize-json-values  N           make N levels of dicts columns
+--flat-cols              -           write titles as names: args.lr
 """
 _OUTPUT = """
 --list-columns           -           print the names of the columns
---flat-cols              -           write titles as names: args.lr
 --export                 FILE        write the table to FILE.csv, .json, .md, .tex or .pd (pandas); - is CSV
 --version                -           print the version, and git's hash of this very file
 """
@@ -6306,7 +6306,8 @@ def _report(options):
     table, columns, runs, over = _arrange(rows, options)
     if not table:
         raise _NothingFound(f"There are no such experiments in {directory}.")
-    page, path = _make_report(directory, runs, table, columns, over, options.log), options.o or "report.html"
+    page = _make_report(directory, runs, table, columns, over, options.log, options.flat_cols)
+    path = options.o or "report.html"
     _write_file(path, page.encode("utf-8", "backslashreplace"))
     _warn(f"wrote {len(table)} rows to {path}")
 

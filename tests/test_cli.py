@@ -646,7 +646,7 @@ def test_a_filter_adds_no_column(run, directory):
     assert "args.net.depth" not in row
 
 
-@pytest.mark.parametrize("option", ["--json", "--list-columns", "--flat-cols", "--version", "--export=t.csv"])
+@pytest.mark.parametrize("option", ["--json", "--list-columns", "--version", "--export=t.csv"])
 def test_a_report_refuses_the_options_of_a_table_that_it_would_ignore(run, directory, option):
     code, out, err = run("report", option)
     assert (code, out) == (2, "") and option.partition("=")[0] in err
