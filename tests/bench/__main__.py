@@ -174,13 +174,16 @@ def bench_a(bench):
     for files in (20, 20000):
         # One repository for all, because git's time differs by up to a tenth between two equal repositories.
         repo = bench.make_repo(f"a-{files}", files)
-        commands = {name: (bench.command(f"trivial_{name}.py"), repo) for name in ("plain", "floor", "ours")}
+        names = ("plain", "floor", "import", "ours")
+        commands = {name: (bench.command(f"trivial_{name}.py"), repo) for name in names}
         samples = bench.compare(commands, times=5)
         what = f"{DOC}, {files:,} files"
         bench.add(
             "a", what, "the files and git calls by hand", divide(samples["ours"], samples["floor"]), 1.08
         )
         bench.add("a", what, "the script without it", divide(samples["ours"], samples["plain"]))
+        ratios = divide(samples["import"], samples["floor"])
+        bench.add("a", "by hand, and this file imported", "the files and git calls by hand", ratios)
     for peer in PEERS:
         if bench.install_peer(peer):
             repos = {name: bench.make_repo(f"a-{peer}-{name}") for name in ("plain", peer)}

@@ -1,0 +1,3 @@
+import trivial_floor  # noqa: F401
+
+import meticulous  # noqa: F401
