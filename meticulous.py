@@ -652,11 +652,12 @@ def _take_apart(value):
     """Return the parts of *value* in a dict or list, an array's scalar as a number, or else a description."""
     # Classes are asked and not values, whose __getattr__ may do anything; and no module is imported for them.
     kind = type(value)
+    if isinstance(value, (list, tuple)):
+        return list(value)
     # Not imported from collections.abc, because that fails where two threads do it at once (3.13):
     # test_threads_that_make_experiments_at_once_leave_nothing_behind. os imports its contents at every start.
-    if _is_instance(value, "_collections_abc.Sequence") and not _is_instance(
-        value, "builtins.bytes", "builtins.bytearray", "builtins.range", "collections.UserString"
-    ):
+    is_string = isinstance(value, (bytes, bytearray)) or _is_instance(value, "collections.UserString")
+    if _is_instance(value, "_collections_abc.Sequence") and not (is_string or isinstance(value, range)):
         return [_read(value.__getitem__, index) for index in range(len(value))]
     if hasattr(kind, "tolist"):
         plain = value.tolist()  # numpy, torch, pandas; a scalar's is a number
@@ -2219,7 +2220,7 @@ class _OutputFile:
         return b"\n".join(rows[:-1] + [b""]), rows[-1]
 
     def release(self):
-        """Close the file if the experiment has finished, and nobody is in the middle of a write.
+        """Close the file if the experiment has finished, and no write to it is under way.
 
         Not sooner, in a signal handler: what is being written would land in the next file that gets the
         descriptor's number.
@@ -3071,8 +3072,8 @@ def _find_differences(recorded, current):
     missing = object()
     for name in sorted(recorded.keys() & current.keys()) + sorted(recorded.keys() ^ current.keys()):
         values = [args.get(name, missing) for args in (recorded, current)]
-        was, now = ("not there" if value is missing else repr(value) for value in values)
         if _differ(*values):
+            was, now = ("not there" if value is missing else repr(value) for value in values)
             differences.append(f"{name!r} was {was}, now {now}")
     return differences
 
