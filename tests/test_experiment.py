@@ -749,6 +749,33 @@ class TestRaces:
         times = [(attempt["start-time"], attempt["end-time"]) for attempt in attempts]
         assert all(before[1] <= after[0] for before, after in zip(times, times[1:]))
 
+    def test_a_run_that_has_written_only_its_status_still_runs(self, repo):
+        source = """
+            import os, sys
+            from meticulous import Experiment
+            replace = os.replace
+
+            def wait_after_status(source, target):
+                replace(source, target)
+                if target.endswith("STATUS"):
+                    print("ended", flush=True)
+                    sys.stdin.readline()
+
+            experiment = Experiment(experiment_id="same")
+            if sys.argv[1:] == ["wait"]:
+                os.replace = wait_after_status
+        """
+        first = repo.popen(source, "wait", stdin=-1)
+        assert first.stdout.readline() == b"ended\n"
+        assert (repo.experiment("same") / "STATUS").read_text() == "SUCCESS"
+        second = repo.run(None)
+        assert "RunningException" in second.stderr, second
+        first.stdin.write(b"\n")
+        assert first.result().code == 0
+        assert repo.run(None).code == 0
+        attempts = load(repo.experiment("same"), "metadata")["attempts"]
+        assert [attempt["ended"] for attempt in attempts] == ["SUCCESS", "SUCCESS"]
+
 
 class TestChildren:
     def test_a_script_that_spawn_imports_again_gets_the_parents_folder(self, repo):
