@@ -2026,14 +2026,15 @@ def _list_parsers(parser):
 
 
 def _parse_once(parser, words):
-    """Return what *parser* returns for *words*, the parsers it used, and the defaults it converted.
+    """Return what *parser* returns, the parsers in use, and by action the values it converted and read.
 
-    The result does not tell which sub-commands were chosen and which values are converted defaults, so two
-    methods of each parser are wrapped meanwhile. (A user's parse_args would see a marker in the namespace.)
+    The result does not tell which sub-commands were chosen, which values are converted defaults, and what a
+    sub-command's default has replaced, so three methods of each parser are wrapped meanwhile. (A user's
+    parse_args would see a marker in the namespace.)
     """
     from functools import partial
 
-    used, converted = {parser: True}, {}
+    used, converted, given = {parser: True}, {}, {}
 
     def parse(part, original, *arguments):
         used[part] = True
@@ -2045,21 +2046,27 @@ def _parse_once(parser, words):
             converted[action] = value
         return value
 
+    def read(original, action, strings):
+        value = original(action, strings)
+        given[action] = action.const if action.nargs == 0 else value
+        return value
+
     parsers = _list_parsers(parser)
     try:
         for part in parsers:
             vars(part)["_parse_known_args"] = partial(parse, part, part._parse_known_args)
             vars(part)["_get_value"] = partial(convert, part._get_value)
-        return parser.parse_args(words), list(used), converted
+            vars(part)["_get_values"] = partial(read, part._get_values)
+        return parser.parse_args(words), list(used), converted, given
     finally:
         for part in parsers:
-            vars(part).pop("_parse_known_args", None)
-            vars(part).pop("_get_value", None)
+            for name in ("_parse_known_args", "_get_value", "_get_values"):
+                vars(part).pop(name, None)
 
 
 def _read_arguments(parser, words):
     """Parse *words*; return the experiment's arguments, their defaults, and Experiment's own arguments."""
-    result, parsers, converted = _parse_once(parser, words)
+    result, parsers, converted, given = _parse_once(parser, words)
     actions = [action for part in parsers for action in part._actions]
     ours = {a for a in actions if getattr(a.container, "title", None) == _GROUP and a.dest in _OPTIONS}
     dests = {action.dest for action in ours}
@@ -2080,6 +2087,12 @@ def _read_arguments(parser, words):
         names = {action.dest for action in actions}.union(defaults)
         values = {name: value for name, value in vars(result).items() if name in names}
     own = {name: values.pop(name) for name in dests if name in values}
+    # argparse puts the defaults of a sub-command's options over what was given before it: --norecord train.
+    own.update(
+        (action.dest, value)
+        for action, value in given.items()
+        if any(a.dest == action.dest and a.default == own.get(a.dest) for a in ours if action in ours)
+    )
     for name in dests:
         defaults.pop(name, None)
     return values, defaults, own

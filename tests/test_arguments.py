@@ -326,6 +326,23 @@ def test_a_string_default_that_a_users_type_converts_is_no_change(parser, words)
     )
 
 
+@pytest.mark.parametrize(
+    "words, description, norecord",
+    [
+        (["--norecord", "train"], "", True),
+        (["train", "--norecord"], "", True),
+        (["--description", "a", "train", "--description", "b"], "b", False),
+        (["--description", "a", "train"], "a", False),
+        (["train"], "", False),
+    ],
+)
+def test_options_before_a_sub_command_with_the_same_group_count(parser, words, description, norecord):
+    Experiment.add_argument_group(parser)
+    Experiment.add_argument_group(parser.add_subparsers().add_parser("train"))
+    keywords = record(parser, *words)[2]
+    assert (keywords["description"], keywords["norecord"]) == (description, norecord)
+
+
 def test_a_sub_commands_string_default_that_a_users_type_converts_is_no_change(parser):
     parser.add_subparsers().add_parser("train").add_argument("--flag", type=to_bool, default="yes")
     assert record(parser, "train")[:2] == ({"flag": True}, {"flag": True})
