@@ -452,6 +452,12 @@ def _load_mapping(path):
         raise FolderException(getattr(error, "errno", None), reason, path) from error
 
 
+def _get_part(values, name, kind):
+    """Return the value *name* in the dict *values* if it is a *kind* (dict, list, str), else an empty one."""
+    part = values.get(name)
+    return part if isinstance(part, kind) else kind()
+
+
 def _make_directories(path, undo):
     """Make the directory *path* and its parents; the ExitStack *undo* is to remove those that are new."""
     if os.path.isdir(path):
@@ -1048,8 +1054,7 @@ def _last_sign_of_life(folder):
 
 def _get_attempts(metadata):
     """Return the list of attempts in *metadata*; [] if the package wrote it, which knows of one only."""
-    attempts = metadata.get("attempts")
-    return [each for each in attempts if isinstance(each, dict)] if isinstance(attempts, list) else []
+    return [each for each in _get_part(metadata, "attempts", list) if isinstance(each, dict)]
 
 
 def _attempt_path(folder, number):
@@ -1913,7 +1918,7 @@ class _CodeProof:
     def keep(self, metadata):
         """Add what ran in the earlier attempts of *metadata*: a resume does not take it back."""
         for kind in ("untracked", "ignored", "changed"):
-            self._add(kind, (metadata.get("code") or {}).get(kind, ()))
+            self._add(kind, _get_part(_get_part(metadata, "code", dict), kind, list))
 
     def check(self):
         """Compare the files loaded since the last check; return metadata's "code". Warns of what differs."""
@@ -1931,11 +1936,10 @@ class _CodeProof:
 
 def _describe_code(metadata):
     """Return one line on what ran and is not in the recorded commit; "" if all is, or if that is unknown."""
-    code, snapshot = (
-        part if isinstance(part, dict) else {} for part in map(metadata.get, ("code", "snapshot"))
-    )
-    names = [f"{name!r} ({kind})" for kind in ("untracked", "changed") for name in code.get(kind) or ()]
-    names += [f"{name!r} (left out)" for name in snapshot.get("left-out") or ()]
+    code, snapshot = (_get_part(metadata, name, dict) for name in ("code", "snapshot"))
+    kinds = "untracked", "changed"
+    names = [f"{name!r} ({kind})" for kind in kinds for name in _get_part(code, kind, list)]
+    names += [f"{name!r} (left out)" for name in _get_part(snapshot, "left-out", dict)]
     if not names:
         return ""
     return f"Not in commit {str(metadata.get('githead-sha'))[:7]}: {_join_some(names)}"
@@ -3883,8 +3887,9 @@ def _find_cause(folder, outcome, metadata, scheduler):
     *scheduler* is the _Scheduler of the listing.
     """
     status, message = outcome
-    usage, attempt, is_dead = metadata.get("usage"), (_get_attempts(metadata) or [{}])[-1], status == "DEAD"
-    kills = usage.get("oom-kills") if isinstance(usage, dict) else is_dead and _count_oom_kills(attempt)
+    usage, attempt = _get_part(metadata, "usage", dict), (_get_attempts(metadata) or [{}])[-1]
+    is_dead = status == "DEAD"
+    kills = usage.get("oom-kills") if usage else is_dead and _count_oom_kills(attempt)
     kills = kills if _is_number(kills) else 0
     # Shells and srun return 128 and the number of the signal. Slurm sends these two.
     by_signal = re.match(r"killed by (SIG(?:TERM|KILL))?|exit code 1(37|43)$", message)
@@ -4057,8 +4062,8 @@ class ExperimentReader:
         """The names of the Slurm jobs that it ran in."""
         from collections import defaultdict
 
-        place = self.metadata.get("place")
-        return _JOB_NAMES.format_map(defaultdict(str, place)).split() if isinstance(place, dict) else []
+        names = _JOB_NAMES.format_map(defaultdict(str, _get_part(self.metadata, "place", dict)))
+        return re.findall(r"(?<!\S)\d+(?:[_+.]\w+)?(?!\S)", names)  # without those that lack a part
 
     @property
     def sort_key(self) -> "Any":
@@ -5491,7 +5496,7 @@ def _compare_values(values, rtol=0):
 
 def _list_surroundings(metadata):
     """Return what may explain that a result differs."""
-    packages = dict(re.findall("(?m)^(.*)==(.*)", metadata.get("packages", "")))
+    packages = dict(re.findall("(?m)^(.*)==(.*)", _get_part(metadata, "packages", str)))
     values = _list_values({**metadata, "packages": packages})
     return {name: value for name, value in values if re.match(_SURROUNDINGS, name)}
 
@@ -5556,14 +5561,15 @@ def _prepare_repetition(old, work_tree, directory, copy):
                 return os.path.normpath(os.path.join(copy, found.group(1)))
         return path
 
-    executable, words = old.metadata.get("executable", ""), old.metadata.get("command-line", [])
+    executable, folder = (_get_part(old.metadata, name, str) for name in ("executable", "directory"))
+    words = [str(word) for word in _get_part(old.metadata, "command-line", list)]
     if words[1:2] in ([], ["-"]):
         raise QueryException(
             f"{old.curexpdir} can't be repeated: the record does not tell how it was started."
         )
     # At most so many characters, because _list_parents() is recursive.
     path = "(?<![^=:])/[^:]{,999}"
-    texts = old.metadata.get("directory", ""), os.environ.get("PYTHONPATH", ""), *words[1:]
+    texts = folder, os.environ.get("PYTHONPATH", ""), *words[1:]
     folder, modules, *words = (re.sub(path, replace, text) for text in texts)
     if not os.path.isdir(folder):
         raise QueryException(f"{old.curexpdir} ran in {folder}, which is not there.")
@@ -5590,7 +5596,7 @@ def _repeat(options):
 
     def explain(metadata):
         changes = _compare_values(map(_list_surroundings, (old.metadata, metadata)))
-        recorded = old.metadata["directory"]
+        recorded = _get_part(old.metadata, "directory", str)
         values = [*command, *dict(_list_values(old.args)).values()]
         missing = _list_missing(values, recorded, place["cwd"], directory)
         return {**changes, "not there": ", ".join(missing)} if missing else changes

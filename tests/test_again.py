@@ -760,6 +760,16 @@ def test_script_from_stdin_cannot_be_repeated(project, tmp_path, stdin, words):
     assert "can't be repeated" in result.stderr
 
 
+@pytest.mark.parametrize("value", [None, [5]])
+@pytest.mark.parametrize("name", ["command-line", "directory", "executable", "packages", "attempts"])
+def test_repeat_of_odd_metadata_shows_no_traceback(project, name, value):
+    project.run("from meticulous import Experiment\nExperiment().summary(loss=1)\n", name="train.py")
+    path = project.experiment(1) / "metadata.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    result = command(project, "repeat", "1")
+    assert result.code in (0, 2) and "Traceback" not in result.stderr, result
+
+
 def test_record_of_the_package_cannot_be_repeated(project):
     folder = project.experiment(1)
     folder.mkdir(parents=True)

@@ -742,6 +742,16 @@ def test_dirty_record_is_resumed_while_the_tree_is_unchanged(dirty):
     assert len(read_metadata(dirty)["attempts"]) == 2
 
 
+@pytest.mark.parametrize("code", [None, 5, [5], {"untracked": 5}])
+def test_resume_overlooks_an_odd_list_of_code(repo, code):
+    source = "from meticulous import Experiment\nExperiment(experiment_id='7')"
+    assert repo.run(source).code == 0
+    path = repo.experiment(7) / "metadata.json"
+    path.write_text(json.dumps({**read_metadata(repo), "code": code}))
+    assert repo.run(None).code == 0
+    assert read_metadata(repo)["code"]["untracked"] == []
+
+
 def test_dirty_record_is_resumed_after_a_commit_of_ours(repo):
     source = textwrap.dedent(TRAIN).replace(
         "experiment_id", "experiments_directory=sys.argv[1], experiment_id"

@@ -571,7 +571,9 @@ def test_whatever_is_in_the_files_is_no_error(tmp_path, contents, status):
     assert meticulous.main(["show", "1", "--experiments-directory", str(folder.parent)]) == 0
 
 
-METADATA = st.sampled_from(["start-time", "end-time", "command", "attempts", "place", "githead-sha"])
+METADATA = st.sampled_from(
+    ["start-time", "end-time", "command", "attempts", "place", "githead-sha", "code", "snapshot", "usage"]
+)
 
 
 @settings(
@@ -581,11 +583,12 @@ METADATA = st.sampled_from(["start-time", "end-time", "command", "attempts", "pl
 @given(
     metadata=st.dictionaries(METADATA, json_values),
     attempt=st.dictionaries(METADATA | st.sampled_from(list(PROCESS)), json_values),
+    code=st.dictionaries(st.sampled_from(["untracked", "changed"]), json_values),
 )
-def test_whatever_is_in_metadata_is_no_error(tmp_path, metadata, attempt):
+def test_whatever_is_in_metadata_is_no_error(tmp_path, metadata, attempt, code):
     directory = tmp_path / "experiments"
     shutil.rmtree(str(directory), ignore_errors=True)
-    write_experiment(directory, 1, status="RUNNING", **{"attempts": [attempt], **metadata})
+    write_experiment(directory, 1, status="RUNNING", **{"attempts": [attempt], "code": code, **metadata})
     write_experiment(directory, 2, status="ERROR\nwhy", **metadata)
     options = ["--experiments-directory", str(directory)]
     assert meticulous.main([str(directory)]) == 0
