@@ -5061,6 +5061,16 @@ def _print(options, lines, rows=(), names=None, **more):
     sys.stdout.write(_make_encodable(text, sys.stdout))
 
 
+def _print_paths(paths):
+    """Print *paths* a line each, as the bytes that they are, whatever the encoding of stdout."""
+    text = "".join(path + "\n" for path in paths)
+    try:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(os.fsencode(text))
+    except AttributeError:  # a StringIO
+        sys.stdout.write(text)
+
+
 # === Run ======================================================================
 # Record any command: its stdout and stderr are pipes, with this process in the middle.
 
@@ -5466,7 +5476,7 @@ def _freeze(options):
             options.allow_dirty or _is_set("METICULOUS_ALLOW_DIRTY"),
         ).sha  # fmt: skip
     copy = _make_copy(work_tree, directory, sha, options)
-    sys.stdout.write(os.path.normpath(os.path.join(copy, os.path.relpath(project, work_tree))) + "\n")
+    _print_paths([os.path.normpath(os.path.join(copy, os.path.relpath(project, work_tree)))])
     return 0
 
 
@@ -6025,9 +6035,9 @@ def _make_report(directory, rows, table, columns, over=(), is_log=False, is_flat
 
 
 def _format_story(reader, extension):
-    """Return the story of one run, as Markdown ("md") or HTML."""
+    """Return the story of one run, as Markdown (".md") or HTML (".html")."""
     blocks, title = _list_blocks(reader, _read_row(reader)), f"Run {reader.expid}"
-    if extension == "html":
+    if extension == ".html":
         plots = _draw_plots({title: [_read_curves(reader, -1e300, True)]})
         return _make_page(title, plots + _make_story(blocks))
     text = ""
@@ -6145,7 +6155,10 @@ def _path(options):
     else:
         paths = [_find_reader(options, options.id).curexpdir]
     paths = list(map(os.path.abspath, paths))
-    _print(options, paths, [{"header.expid": os.path.basename(path), "path": path} for path in paths])
+    if options.json:
+        _print(options, (), [{"header.expid": os.path.basename(path), "path": path} for path in paths])
+    else:
+        _print_paths(paths)
     return 0 if paths else _EXIT_NOTHING
 
 
@@ -6165,10 +6178,8 @@ def _change_description(options):
 def _show(options):
     reader = _find_reader(options, options.id)
     if options.export:
-        extension = os.path.splitext(options.export)[1][1:]
-        if extension not in ("md", "html"):
-            raise QueryException(f"--export {options.export!r}: the extension is .md or .html.")
-        _write_file(options.export, _format_story(reader, extension).encode("utf-8", "backslashreplace"))
+        extension = _find_extension(options.export, (".md", ".html"))
+        _write_output(options.export, _format_story(reader, extension))
         return
     row, texts = _read_row(reader), _read_texts(reader, 10)
     blocks = map("\n".join, _describe_experiment(reader, row, texts))
@@ -6203,9 +6214,7 @@ def _print_version(options):
 def _list(options):
     if options.version:
         return _print_version(options)
-    extension = ".csv" if options.export == "-" else os.path.splitext(options.export)[1].lower()
-    if options.export and extension not in _FORMATS:
-        raise QueryException(f"--export {options.export!r}: the extension is one of {', '.join(_FORMATS)}.")
+    extension = options.export and _find_extension(options.export, _FORMATS, ".csv")
     levels = options.normalize_json_values or 0
     options.is_for_people = not (options.columns or options.json or options.list_columns)
     names = _list_deciding(options)
@@ -6222,8 +6231,11 @@ def _list(options):
     notes = _format_problems(problems, "could not be read completely")
     notes += _format_problems(warnings, "ran code that is not in its commit")
     if options.export:
-        _export(options.export, extension, rows, columns, levels, options.flat_cols)
-        _warn(f"wrote {len(rows)} rows to {'stdout' if options.export == '-' else options.export}")
+        if extension == ".pd":
+            output = _to_dataframe(rows, levels, options.flat_cols, columns)
+        else:
+            output = _FORMATS[extension](rows, columns)
+        _warn(f"wrote {len(rows)} rows to {_write_output(options.export, output)}")
         for line in notes:
             _warn(line)
     elif options.list_columns:
@@ -6282,18 +6294,27 @@ def _arrange(rows, options):
     return rows, columns, runs, over
 
 
-def _export(path, extension, rows, columns, levels, is_flat):
-    """Write a table to the file *path*, or to stdout for '-', in the format of *extension*."""
-    format_rows = _FORMATS[extension]
+def _find_extension(path, known, of_stdout=""):
+    """Return the extension of *path*, which must be one of *known*; *of_stdout* for '-'."""
+    extension = of_stdout if path == "-" else os.path.splitext(path)[1].lower()
+    if extension not in known:
+        raise QueryException(f"--export {path!r}: the extension is one of {', '.join(known)}.")
+    return extension
+
+
+def _write_output(path, output):
+    """Write *output*, a string or DataFrame, to the file *path*, or to stdout for '-'; return where it is."""
     try:
         if path == "-":
-            sys.stdout.write(_make_encodable(format_rows(rows, columns), sys.stdout))
-        elif format_rows:
+            sys.stdout.write(_make_encodable(output, sys.stdout))
+            return "stdout"
+        if isinstance(output, str):
             # Into the file that is there, which may be a link, a pipe, or have permissions of its own.
             with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-                file.write(format_rows(rows, columns))
+                file.write(output)
         else:
-            _to_dataframe(rows, levels, is_flat, columns).to_pickle(path)
+            output.to_pickle(path)
+        return path
     except OSError as error:
         raise FolderException(error.errno, f"can't be written: {_explain(error)}.", path) from error
 
@@ -6330,14 +6351,13 @@ def _report(options):
     if not table:
         raise _NothingFound(f"There are no such experiments in {directory}.")
     page = _make_report(directory, runs, table, columns, over, options.log, options.flat_cols)
-    path = options.o or "report.html"
-    _write_file(path, page.encode("utf-8", "backslashreplace"))
-    _warn(f"wrote {len(table)} rows to {path}")
+    _warn(f"wrote {len(table)} rows to {_write_output(options.o or 'report.html', page)}")
 
 
+_LIMITS = f"max. {_MOST_STORIES} stories, {_MOST_PLOTS} plots, {_MOST_POINTS} points a curve"
 _REPORT = f"""{_SELECTION}
 --log - draw curves on a logarithmic scale
--o FILE default: report.html; max. {_MOST_STORIES} stories, {_MOST_PLOTS} plots, {_MOST_POINTS} points a curve
+-o FILE default: report.html; - is stdout; {_LIMITS}
 """
 _COMMANDS: "Dict[str, Any]" = {
     "": (_list, _JSON + _SELECTION + _OUTPUT),

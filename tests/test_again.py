@@ -105,6 +105,19 @@ def test_copy_is_the_commit_however_the_original_goes_on(project):
     assert not (copy / "experiments").exists()
 
 
+def test_path_of_a_copy_is_printed_as_it_is(make_repo, tmp_path):
+    directory = os.fsdecode(os.path.join(os.fsencode(str(tmp_path)), b"caf\xe9"))
+    try:
+        os.mkdir(directory)
+    except OSError:
+        pytest.skip("this file system takes only UTF-8")
+    make_repo(directory)
+    script = os.path.abspath(meticulous.__file__)
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    output = subprocess.check_output([sys.executable, script, "freeze"], cwd=directory, env=strict)
+    assert os.path.isdir(output[:-1]) and output.startswith(os.fsencode(directory))
+
+
 def test_copy_is_a_clean_repository_without_a_branch(project):
     copy = freeze(project)
     assert project.git("-C", str(copy), "status", "--porcelain") == ""

@@ -616,15 +616,46 @@ def test_an_export_names_what_could_not_be_read(run, directory):
     assert "1 could not be read completely: 2 (args.json: " in err
 
 
-def test_an_export_goes_into_the_file_that_is_there(run, directory):
-    real, link = directory.parent / "real.csv", directory.parent / "table.csv"
+@pytest.mark.parametrize(
+    "words, begin",
+    [
+        (["experiments", "--export", "table.csv"], "header.expid,"),
+        (["show", "1", "--export", "table.md"], "# Run 1"),
+        (["report", "-o", "table.html"], "<!doctype html>"),
+    ],
+    ids=["table", "story", "report"],
+)
+def test_an_export_goes_into_the_file_that_is_there(run, directory, words, begin):
+    real, link = directory.parent / "real", directory.parent / words[-1]
     real.write_text("old")
     real.chmod(0o640)
-    link.symlink_to("real.csv")
-    assert run("experiments", "--export", "table.csv")[0] == 0
+    link.symlink_to("real")
+    assert run(*words)[0] == 0
     assert link.is_symlink()
-    assert real.read_text().startswith("header.expid,")
+    assert real.read_text().startswith(begin)
     assert real.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_report_goes_to_stdout(run):
+    code, out, err = run("report", "-o", "-")
+    assert out.startswith("<!doctype html>")
+    assert (code, err) == (0, "meticulous: wrote 4 rows to stdout\n")
+
+
+@pytest.mark.parametrize(
+    "words", [["path", "1"], ["path", ".", "--filter", "args.lr > 0"]], ids=["id", "filter"]
+)
+def test_a_path_that_is_not_utf_8_is_printed_as_it_is(tmp_path, words):
+    directory = os.path.join(os.fsencode(str(tmp_path)), b"caf\xe9")
+    try:
+        os.mkdir(directory)
+    except OSError:
+        pytest.skip("this file system takes only UTF-8")
+    write_experiment(type(tmp_path)(os.fsdecode(directory)), 1)
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    words = [*COMMAND, *words, "--experiments-directory", "."]
+    output = subprocess.check_output(words, cwd=directory, env=strict)
+    assert output == directory + b"/1\n"
 
 
 def test_an_export_goes_into_a_pipe(run, directory):
@@ -633,6 +664,14 @@ def test_an_export_goes_into_a_pipe(run, directory):
     process = subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE)
     assert run("experiments", "--export", "table.csv", "--columns", "header.expid")[0] == 0
     assert process.communicate()[0] == b"header.expid\n1\n2\n3\n12\n"
+
+
+def test_a_report_goes_into_a_pipe(run, directory):
+    pipe = directory.parent / "report.html"
+    os.mkfifo(str(pipe))
+    process = subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE)
+    assert run("report")[0] == 0
+    assert process.communicate()[0].startswith(b"<!doctype html>")
 
 
 def test_an_export_to_a_hyphen_is_csv_on_stdout(run):

@@ -278,7 +278,7 @@ def test_100_runs_with_five_curves_of_1000_points_are_under_5_mb(directory, repo
 def test_one_run_s_story_is_markdown_with_all_that_was_recorded_indented(directory):
     folder = write_experiment(directory, 1, {"a|b": "<x>"}, status="ERROR\nTraceback\nlast")
     (folder / "stdout").write_text("```\n# not a title\n")
-    text = meticulous._format_story(meticulous.ExperimentReader(str(folder)), "md")
+    text = meticulous._format_story(meticulous.ExperimentReader(str(folder)), ".md")
     assert text.startswith("# Run 1\n") and "a|b  <x>" in text
     assert "\n      ```\n      # not a title\n" in text
     assert all(
@@ -289,7 +289,7 @@ def test_one_run_s_story_is_markdown_with_all_that_was_recorded_indented(directo
 
 def test_a_hostile_message_is_text_in_markdown_too(directory):
     folder = write_experiment(directory, 1, status="ERROR\n" + HOSTILE)
-    text = meticulous._format_story(meticulous.ExperimentReader(str(folder)), "md")
+    text = meticulous._format_story(meticulous.ExperimentReader(str(folder)), ".md")
     outside = "".join(line for line in text.split("\n") if not line.startswith("    "))
     assert "\\<img" in outside and "/script><img" not in outside and "\u202e" not in text
 
@@ -297,5 +297,5 @@ def test_a_hostile_message_is_text_in_markdown_too(directory):
 def test_one_run_s_story_is_a_page(directory):
     folder = write_experiment(directory, 1)
     write_metrics(folder, make_losses(5))
-    page = Page(meticulous._format_story(meticulous.ExperimentReader(str(folder)), "html"))
+    page = Page(meticulous._format_story(meticulous.ExperimentReader(str(folder)), ".html"))
     assert page.find("h1") and len(page.find("figure")) == 1 and page.find("details") == []
