@@ -1117,8 +1117,7 @@ def _check_gone(folder, metadata, newest, now):
         process = _load_mapping(os.path.join(_attempt_path(folder, newest), "process.json"))
     elif not process or "end-time" in process:
         return
-    # Once STATUS tells the end, only a process that certainly lives may still write metadata.json:
-    # test_a_run_that_has_written_only_its_status_still_runs.
+    # Its end is written after STATUS: test_a_run_that_has_written_only_its_status_still_runs.
     may_live = _read_if_there(os.path.join(folder, "STATUS")) == b"RUNNING"
     is_running = _is_running(process, _Scheduler() if may_live else None)
     if is_running is None and may_live:
@@ -1848,18 +1847,21 @@ def _compare_files(top, sha, trees, paths):
             if found == filtered[path]:
                 del kinds[path]
     for inner, members in unknown.items():
-        # The commit of a submodule, or nothing.
-        command = ["rev-parse", "--verify", f"{sha}:{inner}"]
-        commit = inner and _git(command, top).stdout.decode().strip()
-        if commit:
-            own = [os.path.relpath(path, inner) for path in members]
-            different = _compare_files(os.path.join(top, inner), commit, {}, own)
-            kinds.update((os.path.join(inner, path), kind) for path, kind in different.items())
-        else:
-            answer = _git(["check-ignore", "-z", "--stdin"], top, os.fsencode("\0".join(members)))
-            ignored = os.fsdecode(answer.stdout).split("\0")
-            kinds.update((path, "ignored" if path in ignored else "untracked") for path in members)
+        kinds.update(_compare_unknown(top, sha, inner, members))
     return kinds
+
+
+def _compare_unknown(top, sha, inner, paths):
+    """Return what _compare_files does, for files that the commit's trees lack, in the repository *inner*."""
+    # The commit of a submodule, or nothing.
+    commit = inner and _git(["rev-parse", "--verify", f"{sha}:{inner}"], top).stdout.decode().strip()
+    if commit:
+        own = [os.path.relpath(path, inner) for path in paths]
+        different = _compare_files(os.path.join(top, inner), commit, {}, own)
+        return {os.path.join(inner, path): kind for path, kind in different.items()}
+    answer = _git(["check-ignore", "-z", "--stdin"], top, os.fsencode("\0".join(paths)))
+    ignored = os.fsdecode(answer.stdout).split("\0")
+    return {path: "ignored" if path in ignored else "untracked" for path in paths}
 
 
 class _CodeProof:
@@ -6277,14 +6279,7 @@ def _arrange(rows, options):
         rows = _sort_rows(rows, names, descending) if names else rows
     rows = _take_part(rows, options)
     if options.is_for_people:
-        front = [*keys, "header.expid.count"]
-        if not (keys or over):
-            front = _FRONT + _choose_args(rows, columns, options.args)
-        results = [c for c in columns if c.startswith(_RESULTS) and (not over or c + ".mean" in columns)]
-        last = ["header.description", "header.repeats", "header.status_message"]
-        # Not those that are empty.
-        told = [c for c in results + last if any(row.get(c) not in (None, "") for row in rows)]
-        columns = list(dict.fromkeys(front + told))  # a result may be what groups them
+        columns = _choose_telling(rows, columns, options.args, keys, over)
     elif options.args:
         shown = _choose_args(rows, [c for c in columns if c not in keys], options.args)
         others = [c for c in columns if c in keys or not c.startswith(("args.", "default_args."))]
@@ -6292,6 +6287,16 @@ def _arrange(rows, options):
     if options.columns:
         columns = _choose_columns(everything, columns, options.columns)
     return rows, columns, runs, over
+
+
+def _choose_telling(rows, columns, mode, keys, over):
+    """Return the columns for people: what groups the rows or --args (*mode*) asks for, results and words."""
+    front = [*keys, "header.expid.count"] if keys or over else _FRONT + _choose_args(rows, columns, mode)
+    results = [c for c in columns if c.startswith(_RESULTS) and (not over or c + ".mean" in columns)]
+    words = ["header.description", "header.repeats", "header.status_message"]
+    # Not those that are empty.
+    told = [c for c in results + words if any(row.get(c) not in (None, "") for row in rows)]
+    return list(dict.fromkeys(front + told))  # a result may be what groups them
 
 
 def _find_extension(path, known, of_stdout=""):
