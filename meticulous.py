@@ -1113,22 +1113,21 @@ def _check_gone(folder, metadata, newest, now):
     """
     attempts = _get_attempts(metadata)
     process = attempts[-1] if attempts else {}
-    if newest > max(1, len(attempts)):  # claimed, and metadata does not tell of it yet
+    is_new = newest > max(1, len(attempts))  # claimed, and neither metadata nor STATUS need tell of it yet
+    if is_new:
         process = _load_mapping(os.path.join(_attempt_path(folder, newest), "process.json"))
     elif not process or "end-time" in process:
         return
     # Its end is written after STATUS: test_a_run_that_has_written_only_its_status_still_runs.
-    may_live = _read_if_there(os.path.join(folder, "STATUS")) == b"RUNNING"
+    may_live = is_new or _read_if_there(os.path.join(folder, "STATUS")) == b"RUNNING"
     is_running = _is_running(process, _Scheduler() if may_live else None)
     if is_running is None and may_live:
         # Clocks differ a bit, but a time far in the future is not a sign of life.
         sign = _last_sign_of_life(folder)
         is_running = sign is None or abs(now - sign) < _SILENCE_S
         if not is_running:
-            _warn(
-                f"{folder} counts as abandoned: it is unknown whether pid {process.get('pid')} on"
-                f" {process.get('host')} still runs it."
-            )
+            pid, host = process.get("pid"), process.get("host")
+            _warn(f"{folder} counts as abandoned: it is unknown whether pid {pid} on {host} still runs it.")
     if is_running:
         raise RunningException(folder, process, process.get("start-time", "an unknown time"))
 

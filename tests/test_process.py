@@ -515,6 +515,13 @@ def test_living_owner_whose_attempt_is_not_in_metadata_yet_is_seen(tmp_path, sta
         claim(tmp_path)
 
 
+def test_unknown_owner_whose_attempt_is_told_of_nowhere_yet_is_seen(tmp_path):
+    write_record(tmp_path, {}, status="SUCCESS")
+    write_claim(tmp_path, 2, describe_elsewhere())
+    with pytest.raises(meticulous.RunningException):
+        claim(tmp_path)
+
+
 def test_second_attempt_in_the_same_process_is_refused(tmp_path):
     write_record(tmp_path, {}, status="SUCCESS")
     claim(tmp_path)
@@ -534,6 +541,15 @@ def test_owner_that_died_before_metadata_told_of_it_is_followed(tmp_path, dead):
     write_claim(tmp_path, 2, dead)
     assert claim(tmp_path) == 3
     assert list_names(tmp_path) == [".attempt-3", "STATUS", "metadata.json"]
+
+
+def test_owner_that_has_written_only_its_status_is_seen(tmp_path, start_described, dead):
+    write_record(tmp_path, start_described()[1], status="SUCCESS")
+    with pytest.raises(meticulous.RunningException):
+        claim(tmp_path)
+    for number, gone in enumerate((dead, describe_elsewhere()), 2):
+        write_record(tmp_path, *[gone] * (number - 1), status="SUCCESS")
+        assert claim(tmp_path) == number
 
 
 def test_stopped_owner_is_alive(tmp_path, start_described):
