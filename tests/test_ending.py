@@ -953,6 +953,8 @@ def test_the_script_counts_and_not_the_program_that_runs_it(repo, launcher, end)
     repo.write("script.py", START + "def main():\n    experiment.summary(done=True)\nmain()\n" + source)
     repo.commit("Add a launcher")
     run_python(repo, *LAUNCHERS[launcher], "script.py", input=b"")
+    if launcher == "IPython" and end == "exits with 3" and sys.version_info < (3, 8):
+        reason = "sys.exit(1)"  # IPython 7 exits with 1, whatever the script's code was
     check_ended(repo, "", reason)
 
 
