@@ -270,6 +270,7 @@ class QueryException(MeticulousException, ValueError):
 # Write files completely or not at all, and assign ids, while other processes and nodes do the same.
 
 _BLOCK = 64 * 1024
+_LARGEST_PROC = 1 << 21  # bytes of a command line or an environment
 # Without O_NONBLOCK, opening a named pipe in place of a file would wait forever (fifo(7)).
 _READ_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _CLAIM_PREFIX = b".claim-"
@@ -399,11 +400,18 @@ def _read_file(path, limit=None):
             os.lseek(descriptor, max(0, os.fstat(descriptor).st_size - limit), os.SEEK_SET)
         content = os.read(descriptor, _BLOCK)
         if len(content) == _BLOCK:
-            # The size of a device, which has no end, is 0.
-            content += os.read(descriptor, limit or os.fstat(descriptor).st_size)
+            # The size of a device, which has no end, is 0; so is that of the files of proc(5).
+            content += os.read(descriptor, limit or os.fstat(descriptor).st_size or _LARGEST_PROC)
         return content
     finally:
         os.close(descriptor)
+
+
+def _open_inside(folder, file, *args, **kwargs):
+    """Open *file* like the builtin open(), a relative path inside of *folder*."""
+    if not isinstance(file, int):
+        file = os.path.join(folder, os.fsdecode(file))
+    return open(file, *args, **kwargs)
 
 
 def _read_if_there(path):
@@ -597,8 +605,8 @@ def _to_json(value):
 
 
 def _check_mapping(name, value):
-    """Return a mapping, or an object with fields, as a dict of plain JSON."""
-    plain = _to_json(value)
+    """Return a mapping, an object with fields, or None, as a dict of plain JSON."""
+    plain = {} if value is None else _to_json(value)
     if not isinstance(plain, dict):
         raise InvalidArgsException(f"{name} must be a mapping, not {type(value).__name__}.")
     return plain
@@ -660,8 +668,8 @@ def _take_apart(value):
     kind = type(value)
     if isinstance(value, (list, tuple)):
         return list(value)
-    # Not imported from collections.abc, because that fails where two threads do it at once (3.13):
-    # test_threads_that_make_experiments_at_once_leave_nothing_behind. os imports its contents at every start.
+    # os has loaded _collections_abc; importing collections.abc fails if two threads do it at once (3.13):
+    # test_threads_that_make_experiments_at_once_leave_nothing_behind.
     is_string = isinstance(value, (bytes, bytearray)) or _is_instance(value, "collections.UserString")
     if _is_instance(value, "_collections_abc.Sequence") and not (is_string or isinstance(value, range)):
         return [_read(value.__getitem__, index) for index in range(len(value))]
@@ -722,14 +730,6 @@ _PLACE_VARIABLES = (
     " SLURM_ARRAY_TASK_ID SLURM_PROCID SLURM_HET_JOB_ID SLURM_HET_JOB_OFFSET"
 )
 _GPUS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "SLURM_JOB_GPUS")
-# The variables with the number of processes and with the rank, which is 0 if each of them is.
-_RANKS = (
-    "WORLD_SIZE RANK",  # torchrun, or by hand
-    "OMPI_COMM_WORLD_SIZE OMPI_COMM_WORLD_RANK",  # Open MPI
-    "PMI_SIZE PMI_RANK",  # MPICH and its relatives
-    "WORLD_SIZE NODE_RANK LOCAL_RANK",  # Lightning's own launcher, which sets no RANK
-    "WORLD_SIZE GROUP_RANK LOCAL_RANK",
-)
 # Of the environment, only what results may depend on.
 _COMPARED_VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "PYTHONHASHSEED")
 _OUTSIDE_CONTAINERS = "pid:[4026531836]"  # the number that Linux gives to the first pid namespace
@@ -851,8 +851,8 @@ def _list_packages():
     found: "Dict[str, str]" = {}
     for folder in sys.path:
         try:
-            names = os.listdir(folder or ".")
-        except OSError:
+            names = os.listdir(os.fsdecode(folder) or ".")
+        except (OSError, TypeError):  # Python ignores what is not a string, too
             continue
         for name in names:
             if name.endswith((".dist-info", ".egg-info")):
@@ -887,23 +887,6 @@ def _measure_usage():
     cpu = own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
     # ru_maxrss is in bytes on macOS, in KiB elsewhere (getrusage(2)).
     return cpu, max(own.ru_maxrss, children.ru_maxrss) * (1 if sys.platform == "darwin" else 1024)
-
-
-def _find_rank():
-    """Return (rank, world size, variable) if this process does one part of a run; None if it does all of it.
-
-    SLURM_PROCID does not count: the tasks of `srun -n 8` are as often eight runs as one.
-    """
-    for names in map(str.split, _RANKS):
-        values = [os.environ.get(name, "") for name in names]
-        # Where Slurm's MpiDefault is pmi2, srun sets PMI_RANK for every program, and PMI_JOBID with it.
-        is_pmi2 = "PMI_RANK" in names and "PMI_JOBID" in os.environ
-        is_by_srun = is_pmi2 and values[0] == os.environ.get("SLURM_STEP_NUM_TASKS")
-        if all(map(str.isdecimal, values)) and not is_by_srun:
-            size, *ranks = map(int, values)
-            if size > 1:
-                return max(ranks), size, names[-1]
-    return None
 
 
 def _agree(process, other, *keys):
@@ -983,7 +966,7 @@ def _run_program(command):
 
 
 class _Scheduler:
-    """Ask Slurm about the jobs of this user: once for a complete listing, and only if a record needs it."""
+    """Ask Slurm about the jobs of this user: only if a record needs it, and at most every 10 seconds."""
 
     def __init__(self):
         self._answer: "Any" = None
@@ -992,9 +975,10 @@ class _Scheduler:
 
     def recall(self, make_list, *args):
         """Return make_list(*args), made once. Not functools.lru_cache(), because readers can be pickled."""
-        if make_list not in self._lists:
-            self._lists[make_list] = make_list(*args)
-        return self._lists[make_list]
+        call = make_list, args
+        if call not in self._lists:
+            self._lists[call] = make_list(*args)
+        return self._lists[call]
 
     def is_job_running(self, process):
         """Return whether the job that *process* is part of runs; None if Slurm can't tell."""
@@ -1186,19 +1170,23 @@ class _Hold:
     def __enter__(self):
         import signal
 
-        _session.hold()
         handler: "Any" = signal.getsignal(signal.SIGINT)
         self._handler = handler if callable(handler) and _in_main_thread() else None
         if self._handler:
             # A child that a thread forks meanwhile has a session of its own, which holds nothing.
             signal.signal(signal.SIGINT, lambda *args: _session.postpone(args[0]) or handler(*args))
+        # Held only between these two handlers, so that no Ctrl-C leaves the session held:
+        # test_ctrl_c_at_each_line_of_a_hold_leaves_nothing_held.
+        _session.hold()
 
     def __exit__(self, *exc_info):
         import signal
 
-        if self._handler:
-            signal.signal(signal.SIGINT, self._handler)
-        _session.release()
+        try:
+            _session.release()
+        finally:
+            if self._handler:
+                signal.signal(signal.SIGINT, self._handler)
 
 
 def _in_main_thread():
@@ -1284,7 +1272,7 @@ def _git(arguments, directory, stdin=b"", meanwhile=None, **variables):
 
 
 def _ask_git(arguments, directory, needed=b"", *rest, **variables):
-    """Run a git command that must not fail; return its stdout, in which *needed* must be."""
+    """Run a git command that must not fail; return its stdout, which must contain *needed*."""
     for _ in range(_LOCK_TRIES):
         answer = _git(arguments, directory, *rest, **variables)
         if "File exists" not in answer.stderr:
@@ -1296,7 +1284,7 @@ def _ask_git(arguments, directory, needed=b"", *rest, **variables):
 
 
 def _ask_word(arguments, directory, *rest, **variables):
-    """Return the one line that a git command prints, which must not fail."""
+    """Run a git command that must not fail; return the one line that it prints."""
     return os.fsdecode(_ask_git(arguments, directory, b"\n", *rest, **variables)[:-1])
 
 
@@ -1437,8 +1425,8 @@ def _read_objects(work_tree, names):
 def _read_state(work_tree, at_once, with_untracked=False, folders=()):
     """Return HEAD of *work_tree*: sha, message, what differs from it, and the trees of *folders*.
 
-    None if git finds another top from *work_tree*, or if HEAD moved while it was read. HEAD is read first, so
-    that status compares with that commit unless it moves since; or both *at_once*.
+    None if git finds another top from *work_tree*, or if HEAD moved while it was read. HEAD is read before
+    the status, which compares with that commit unless HEAD moves in between; or both *at_once*.
     """
     from types import SimpleNamespace
 
@@ -1477,7 +1465,7 @@ _OPERATIONS = "BISECT_LOG rebase-merge rebase-apply MERGE_HEAD CHERRY_PICK_HEAD 
 
 
 def _find_ignorable_path(work_tree, directory):
-    """Return the path of *directory*, of the link if it is one, in *work_tree*; None if it is outside."""
+    """Return the path of *directory* (the link's, if it is one) relative to *work_tree*; None if outside."""
     parent, name = os.path.split(directory)
     top = os.path.realpath(work_tree)
     path = os.path.relpath(os.path.join(os.path.realpath(parent), name), top).replace(os.sep, "/")
@@ -1493,7 +1481,7 @@ def _find_ignorable_path(work_tree, directory):
 
 
 def _escape_pattern(path):
-    """Turn *path* into a line of .gitignore: itself, but for what means something else there."""
+    """Return *path* as a line of .gitignore; characters that have a meaning there are escaped."""
     if path.isidentifier():
         return path  # as usual, and without a pattern to compile
     return re.sub(r"[*?[\\]|^[#!]| (?= *$)", r"\\\g<0>", path)
@@ -1519,7 +1507,7 @@ def _append_line(path, line):
 
     Several processes that do it at once write the same bytes at the same offset.
     """
-    # Without another file, which would change owner, mode and links.
+    # In place: a new file and a rename would change owner, mode and links.
     open(path, "ab").close()
     with open(path, "r+b") as file:
         content = file.read()
@@ -1535,8 +1523,8 @@ def _is_ignored(work_tree, path):
     content = _read_file(file) if os.path.isfile(file) else b""
     if _has_line(content, _escape_pattern(path), is_link):
         return True
-    # A pattern with a slash at its end matches what is not there yet only if asked with one, and a link only
-    # can be asked without. ./ because a name may begin with a colon, which is magic.
+    # A pattern that ends in a slash matches a directory that is not there yet only if the path ends in one,
+    # too; that of a link must not. ./ because git takes a colon at the beginning for pathspec magic.
     answer = _git(["check-ignore", f"./{path}" if is_link else f"./{path}/"], work_tree)
     return bool(answer.stdout)
 
@@ -1708,7 +1696,7 @@ def _may_overlook(index, digits):
     Read here (gitformat-index(5)), because the process of `git ls-files` takes as long as `git status` does
     in a small repository.
     """
-    # A sparse checkout needs another version, and a split index has most entries in another file.
+    # Only version 2 is parsed; a sparse checkout needs a later one. A split index has most entries elsewhere.
     if index[7:8] != b"\2" or b"link" in index:
         return True
     entry = 12
@@ -1744,14 +1732,13 @@ def _store_work_tree(work_tree, index, files, experiments_directory, digits):
             # By its time git knows which files may have changed in the same second:
             # test_edit_of_the_same_size_in_the_same_second.
             os.utime(copy, ns=(times.st_atime_ns, times.st_mtime_ns))
-        # Where a file is gone may be one that is ignored now, or its folder is a symbolic link.
+        # An ignored file may be in the place of a deleted one, or a symbolic link in that of its folder.
         gone = {name for name, code in files.items() if re.match("D |[^U]D", code)}
         add = "--add", "--remove", "--replace"
         update(gone, "--force-remove")
         update(files.keys() - gone, *add)
-        list_tags = ["ls-files", "-v", "-z"]
         may_overlook = _may_overlook(content, digits)
-        tags = b"\0" + _ask_git(list_tags, work_tree, GIT_INDEX_FILE=copy) if may_overlook else b""
+        tags = b"\0" + _ask_git("ls-files -v -z", work_tree, GIT_INDEX_FILE=copy) if may_overlook else b""
         # Lower case alone is assume-unchanged; S is skip-worktree, by which a sparse checkout omits files.
         overlooked = [
             name
@@ -1761,7 +1748,7 @@ def _store_work_tree(work_tree, index, files, experiments_directory, digits):
         update(overlooked, "--no-assume-unchanged")
         update(overlooked, "--no-skip-worktree")
         update(overlooked, *add)
-        return _ask_word(["write-tree", "--missing-ok"], work_tree, GIT_INDEX_FILE=copy), overlooked
+        return _ask_word("write-tree --missing-ok", work_tree, GIT_INDEX_FILE=copy), overlooked
     finally:
         _try(os.unlink, copy)  # not _remove_folder, because importing shutil takes longer than all of this
         _try(os.rmdir, hidden)
@@ -1781,13 +1768,10 @@ def _take_snapshot(work_tree, head, experiments_directory):
     sha = _hash_object("commit", commit, digits)
     reference = f"refs/meticulous/{sha}"
     if not _is_there(directory, reference):
-        _ask_git(["hash-object", "-t", "commit", "-w", "--stdin"], work_tree, b"\n", commit)
-        _ask_git(["update-ref", reference, sha], work_tree)
-    command = [
-        "diff-tree", "-p", "--binary", "--full-index", "--no-ext-diff", "--no-textconv",
-        "--ignore-submodules=none",
-    ]  # fmt: skip
-    head.patch = _ask_git([*command, head.sha, tree], work_tree)
+        _ask_git("hash-object -t commit -w --stdin", work_tree, b"\n", commit)
+        _ask_git(f"update-ref {reference} {sha}", work_tree)
+    options = "-p --binary --full-index --no-ext-diff --no-textconv --ignore-submodules=none"
+    head.patch = _ask_git(f"diff-tree {options} {head.sha} {tree}", work_tree)
     head.snapshot = {"head": head.sha, "files": list(files), "left-out": left_out, "complete": not left_out}
     head.sha, head.message = sha, _parse_commit(commit)
     # The trees of all other folders are the same.
@@ -1840,8 +1824,8 @@ def _compare_files(top, sha, trees, paths):
             kinds[path] = "changed"
             if found:  # git would stop at a file that is gone
                 filtered[path] = expected
-    if filtered:  # or with other line ends, about which git knows
-        output = _git(["hash-object", "--stdin-paths"], top, os.fsencode("\n".join(filtered))).stdout
+    if filtered:  # the bytes may differ only by a filter or line ends: ask git
+        output = _git("hash-object --stdin-paths", top, os.fsencode("\n".join(filtered))).stdout
         for path, found in zip(filtered, output.decode().split()):
             if found == filtered[path]:
                 del kinds[path]
@@ -1858,7 +1842,7 @@ def _compare_unknown(top, sha, inner, paths):
         own = [os.path.relpath(path, inner) for path in paths]
         different = _compare_files(os.path.join(top, inner), commit, {}, own)
         return {os.path.join(inner, path): kind for path, kind in different.items()}
-    answer = _git(["check-ignore", "-z", "--stdin"], top, os.fsencode("\0".join(paths)))
+    answer = _git("check-ignore -z --stdin", top, os.fsencode("\0".join(paths)))
     ignored = os.fsdecode(answer.stdout).split("\0")
     return {path: "ignored" if path in ignored else "untracked" for path in paths}
 
@@ -1964,7 +1948,7 @@ def _prepare_repository(work_tree, experiments_directory, make_directory, allow_
                 _ask_top(work_tree), experiments_directory, make_directory, allow_dirty
             )
         if _IGNORE_FILE in head.changed and finished.count(head.sha) < _FINISH_TRIES:
-            # HEAD is asked for last: what the next commit brings is not a change of the user's.
+            # _has_moved comes last: where another start has committed since, the user has changed nothing.
             finished.append(head.sha)
             if _finish_commit(work_tree, head) or _has_moved(work_tree, head):
                 continue
@@ -2078,7 +2062,7 @@ def _read_arguments(parser, words):
     for action in actions:
         if action.dest in dests and action not in ours:
             raise InvalidArgsException(
-                f"An argument of the parser has dest={action.dest!r}, as an option of Experiment's own has.\n"
+                f"An argument of the parser has dest={action.dest!r}, like one of Experiment's own options.\n"
                 "Give yours another, or leave the group out and pass Experiment's arguments to from_parser."
             )
     defaults = _find_defaults(parsers, converted)
@@ -2096,7 +2080,7 @@ def _read_arguments(parser, words):
     own.update(
         (action.dest, value)
         for action, value in given.items()
-        if any(a.dest == action.dest and a.default == own.get(a.dest) for a in ours if action in ours)
+        if action in ours and any(a.dest == action.dest and a.default == own.get(a.dest) for a in ours)
     )
     for name in dests:
         defaults.pop(name, None)
@@ -2158,8 +2142,8 @@ _GAP = b"\n[meticulous: output is missing here]\n"
 _LINE_S = 0.0001
 _SAVED_S = 0.04
 _FLOOD_INTERVAL_S = 0.01
-_WRITES_PENDING = 1000  # so many are written even if no line ended,
-_LONGEST_PENDING = 4096  # and anything that has so many characters
+_WRITES_PENDING = 1000  # so many pending writes are flushed even if no line ended,
+_LONGEST_PENDING = 4096  # and so is a single one of so many characters
 
 # What a carriage return overwrote in a line. "\r\n" ends a line, and after "50%\r" the screen shows 50%.
 _OVERWRITTEN = rb"(?m)^.*\r(?=[^\r\n])"
@@ -2720,7 +2704,7 @@ def _is_launcher(frame):
 
 
 def _find_program():
-    """Note the frame whose end is the program's, None without one, and whether a launcher or a shell runs it.
+    """Note the frame whose end is the program's, if there is one, and whether a launcher or shell runs it.
 
     A launcher (coverage, pdb, IPython) has a main module of its own, and runs the script inside of it.
     """
@@ -3058,7 +3042,7 @@ _watches_forks = False
 
 
 def _watch(record):
-    """Call record.end(status, is_exit=True) when this process ends, unless _unwatch() comes first."""
+    """Have record.end(status, is_exit=True) called when this process ends, unless _unwatch() comes first."""
     global _watches_forks
     with _session.lock:
         if not (_WINDOWS or _watches_forks):
@@ -3140,7 +3124,8 @@ def _close_last_attempt(folder, metadata, last_sign):
 
 def _explain_refused_write(error, directory):
     """Return the FolderException for a system error during a start."""
-    path = os.fsdecode(error.filename or directory)
+    # os.stat() names a descriptor by its number.
+    path = os.fsdecode(error.filename if isinstance(error.filename, (str, bytes)) else directory)
     if os.path.basename(path).startswith("."):  # a hidden file of ours, which says nothing to the user
         path = os.path.dirname(path)
     reason = f"can't be used: {_explain(error)}."
@@ -3162,7 +3147,7 @@ class _Record:
     """The folder of one attempt, from its start to its end.
 
     attempt: what metadata.json says of it; number: which one it is; metadata: all of metadata.json.
-    capture: the recording of its output. has_ended: in this process; is_open() is true of no forked child.
+    capture: the recording of its output. has_ended: whether end() was called in this process.
     """
 
     has_ended = False
@@ -3293,7 +3278,7 @@ class _Record:
         _write_file(self.path(name), content)
 
     def _load_own_metadata(self):
-        """Return what metadata.json holds now. Raises OSError if the folder is another by now."""
+        """Return what metadata.json holds now. Raises OSError if the folder holds another record now."""
         found = _load_mapping(self.path("metadata.json"))
         own = _get_attempts(found)[self.number - 1 : self.number]
         if not own or not _agree(own[0], self.attempt, "start-epoch", "host", "pid"):
@@ -3311,7 +3296,7 @@ class _Record:
             parts.append(given)
             try:
                 for _ in parts:  # what a signal handler adds in the middle of this is written here, too
-                    if self.is_open() and len(self._load_own_metadata()["attempts"]) > self.number:
+                    if len(self._load_own_metadata()["attempts"]) > self.number:
                         return False
                     summary = _load_mapping(path)
                     for part in parts:
@@ -3419,8 +3404,33 @@ class _Record:
 # What a training script uses.
 
 _ORIGINAL = "meticulous-original"  # in the git directory of a frozen copy: the work tree that it is a copy of
+# The variables with the number of processes and with the rank, which is 0 if each of them is.
+_RANKS = (
+    "WORLD_SIZE RANK",  # torchrun, or by hand
+    "OMPI_COMM_WORLD_SIZE OMPI_COMM_WORLD_RANK",  # Open MPI
+    "PMI_SIZE PMI_RANK",  # MPICH and its relatives
+    "WORLD_SIZE NODE_RANK LOCAL_RANK",  # Lightning's own launcher, which sets no RANK
+    "WORLD_SIZE GROUP_RANK LOCAL_RANK",
+)
 
 _has_told_rank = False
+
+
+def _find_rank():
+    """Return (rank, world size, variable) if this process does one part of a run; None if it does all of it.
+
+    SLURM_PROCID does not count: the tasks of `srun -n 8` are as often eight runs as one.
+    """
+    for names in map(str.split, _RANKS):
+        values = [os.environ.get(name, "") for name in names]
+        # Where Slurm's MpiDefault is pmi2, srun sets PMI_RANK for every program, and PMI_JOBID with it.
+        is_pmi2 = "PMI_RANK" in names and "PMI_JOBID" in os.environ
+        is_by_srun = is_pmi2 and values[0] == os.environ.get("SLURM_STEP_NUM_TASKS")
+        if all(map(str.isdecimal, values)) and not is_by_srun:
+            size, *ranks = map(int, values)
+            if size > 1:
+                return max(ranks), size, names[-1]
+    return None
 
 
 def _is_other_rank():
@@ -3434,7 +3444,7 @@ def _is_other_rank():
 
 
 def _is_set(variable):
-    """Return whether an environment variable is set to something else than '' and 0."""
+    """Return whether an environment variable is set to anything but '' and '0'."""
     return os.environ.get(variable, "") not in ("", "0")
 
 
@@ -3517,7 +3527,7 @@ class Experiment:
             if name:
                 self.curexpdir = os.path.join(self.experiments_directory, name)
             return
-        args = _check_mapping("args", {} if args is None else args)
+        args = _check_mapping("args", args)
         if default_args is not None:
             default_args = _check_mapping("default_args", default_args)
         self.repo_directory = _find_work_tree(project_directory)
@@ -3603,7 +3613,7 @@ class Experiment:
         """
         if self._record is None:
             return
-        given = _check_mapping("summary", {} if summary_dict is None else summary_dict)
+        given = _check_mapping("summary", summary_dict)
         given.update(_to_json(values))
         path = self._record.path("summary.json")
         try:
@@ -3628,9 +3638,7 @@ class Experiment:
 
     def open(self, file: "Any", mode: str = "r", *args: "Any", **kwargs: "Any") -> "IO[Any]":
         """Open *file* like the builtin open(), relative paths inside the experiment's folder."""
-        if not isinstance(file, int):
-            file = os.path.join(self.curexpdir, os.fsdecode(file))
-        return open(file, mode, *args, **kwargs)  # the builtin: a bare name never means a method
+        return _open_inside(self.curexpdir, file, mode, *args, **kwargs)
 
     def finish(self, status: str = "SUCCESS") -> None:
         """End the record now: 'SUCCESS', 'ERROR', or 'ERROR' and more lines, the last of them the reason.
@@ -3849,7 +3857,7 @@ def _read_slurm_lines(name, step, runs):
 
 
 def _find_limit(folder, attempt, runs):
-    """Return the latest time, since the epoch and local, of what can have ended *attempt* in *folder*."""
+    """Return the time after which nothing can have ended *attempt*: seconds since the epoch, and local."""
     end_time, seconds = attempt.get("end-time"), attempt.get("duration-seconds")
     if end_time:
         # What Slurm did long after the end is not its cause.
@@ -3946,7 +3954,7 @@ def _get_seconds(values, name):
 
 
 def _parse_points(text):
-    """Return the rows of metrics in *text*; lines that are torn or another tool's have none."""
+    """Return the rows of metrics in *text*, without torn lines and those of another tool."""
     from json import loads
 
     def parse(text):
@@ -3965,8 +3973,8 @@ def _parse_points(text):
 class ExperimentReader:
     """A recorded experiment.
 
-    What is missing or broken reads as empty, and `problems` names it, of the files that were read so far. A
-    record that says RUNNING has the status DEAD if its process is gone, and RUNNING? if that is not known.
+    Missing and broken files read as empty; `problems` names those that were found so far. A record that says
+    RUNNING has the status DEAD if its process is gone, and RUNNING? if that is not known.
     """
 
     _lock = type(_session.lock)()  # so that Slurm is asked once, whatever the number of threads
@@ -4094,7 +4102,7 @@ class ExperimentReader:
 
     def open(self, file: "Any", mode: str = "r", *args: "Any", **kwargs: "Any") -> "IO[Any]":
         """Open *file* like the builtin open(), relative paths inside the experiment's folder."""
-        return open(os.path.join(self.curexpdir, file), mode, *args, **kwargs)
+        return _open_inside(self.curexpdir, file, mode, *args, **kwargs)
 
     def read_lines(self, name: str) -> "List[str]":
         """Return the lines of a text file of the folder, from its last 64 KB; [] if it can't be read."""
@@ -4211,7 +4219,7 @@ def _is_experiment(entry):
 
 
 def _read_folders(read, folders):
-    """Return a list of read(folder), by several threads where files open slowly: NFS, Lustre."""
+    """Return [read(folder), ...], computed by several threads if files open slowly (NFS, Lustre)."""
     results, waits = [], []
     for folder in folders[:5]:
         began = time.perf_counter() - time.process_time()
@@ -4390,7 +4398,7 @@ def _read_row(reader, groups=(*_GROUPS[1:], "metrics"), levels=0):
 
 
 def _take_part(rows, options):
-    """Return the first and of these the last rows that --head and --tail ask for."""
+    """Return the first rows that --head asks for, and of these the last that --tail asks for."""
     rows = rows[: options.head]
     return rows if options.tail is None else rows[-options.tail or len(rows) :]
 
@@ -4493,7 +4501,7 @@ def _varies(rows, column):
 
 
 def _is_telling(rows, column):
-    """Return whether an argument varies or, where it is known, differs from the default."""
+    """Return whether an argument varies, or differs from its default where that is known."""
     known = [row for row in rows if "default_" + column in row or len(rows) == 1]
     return _varies(rows, column) or any(_is_changed(row, column) for row in known)
 
@@ -5053,7 +5061,7 @@ def _take_group(row, group):
 
 
 def _print(options, lines, rows=(), names=None, **more):
-    """Print as JSON *rows*, of them the columns *names* (default: all), and *more*; or else *lines*."""
+    """Print *lines*; with --json instead the columns *names* (default: all) of *rows*, and *more*."""
     if options.json:
         lines = [_format_json(rows, names or _find_columns(rows), **more)]
     text = "".join(line + "\n" for line in lines)
@@ -5401,8 +5409,8 @@ def _copy_repository(work_tree, copy, sha):
         _create_file(path, os.fsencode(text + "\n"))
     for name in ("info/attributes", "shallow"):  # if they are there
         os.symlink(os.path.join(inside, name), os.path.join(own, name))
-    _ask_git(["reset", "-q", "--hard"], copy)
-    listing = os.fsdecode(_ask_git(["ls-files", "-s", "-z"], copy))
+    _ask_git("reset -q --hard", copy)
+    listing = os.fsdecode(_ask_git("ls-files -s -z", copy))
     for commit, path in re.findall(r"160000 (\w+) 0\t([^\0]+)", listing):
         submodule = os.path.join(work_tree, path)
         if _is_there(submodule, ".git"):
@@ -5411,7 +5419,7 @@ def _copy_repository(work_tree, copy, sha):
 
 def _add_ignored(work_tree, copy, directory, options):
     """Add to *copy* what git ignores in *work_tree*: Python files as copies, all else as symbolic links."""
-    status = _ask_git(["status", "--porcelain", "-z", "--ignored", "-unormal"], work_tree)
+    status = _ask_git("status --porcelain -z --ignored -unormal", work_tree)
     ignored = re.findall(r"(?<![^\0])!! ([^\0]+?)/?\0", os.fsdecode(status))
     links = [os.path.relpath(_find_original(path), work_tree) for path in options.link]
     for name in links:
@@ -5422,7 +5430,7 @@ def _add_ignored(work_tree, copy, directory, options):
         is_asked = name in links or not (options.no_links or re.fullmatch(_CACHES, name))
         try:
             os.makedirs(os.path.dirname(target), exist_ok=True)
-            if name.endswith(".py") and not os.path.lexists(target):
+            if name.endswith(".py") and os.path.isfile(source) and not os.path.lexists(target):
                 _write_file(target, _read_file(source))
             elif is_asked:
                 os.symlink(source, target)
@@ -5499,8 +5507,12 @@ def _compare_values(values, rtol=0):
         first, second = pair
         if first == second or (first != first and second != second):
             continue
-        # Not math.isclose(), because an int may be too large for a float.
-        if not (rtol and all(map(_is_number, pair)) and abs(first - second) / max(map(abs, pair)) <= rtol):
+        is_close = rtol and all(map(_is_number, pair))
+        try:
+            is_close = is_close and abs(first - second) / max(map(abs, pair)) <= rtol
+        except OverflowError:  # an int that is too large for a float
+            is_close = False
+        if not is_close:
             different[name] = " -> ".join(_dump_cell(value) or "-" for value in pair)
     return different
 
@@ -5513,7 +5525,7 @@ def _list_surroundings(metadata):
 
 
 def _list_missing(values, recorded, copy, directory):
-    """Return the paths among *values* that are missing in the *copy* of *recorded*, but for *directory*."""
+    """Return the paths among *values* that are missing in the *copy* of *recorded*, except *directory*."""
     return sorted(
         repr(value)
         for value in {str(value).rpartition("=")[2] for value in values}
@@ -5527,11 +5539,13 @@ def _list_missing(values, recorded, copy, directory):
 
 def _probe(executable, place):
     """Return what a record that *executable* began now would have as metadata; {} if it can't say."""
-    import json
     from subprocess import DEVNULL, PIPE, run
 
     answer = run([executable, "-c", _PROBE, os.path.abspath(__file__)], stdout=PIPE, stderr=DEVNULL, **place)
-    return json.loads((b"{}\n" + answer.stdout).splitlines()[-1].decode())
+    try:
+        return _parse_object(answer.stdout.splitlines()[-1])
+    except (IndexError, ValueError):  # it failed, or the environment prints something at its end
+        return {}
 
 
 def _run_again(command, stdout, place):
@@ -5924,7 +5938,8 @@ def _draw_plots(series, is_banded=False, is_log=False):
 
 def _make_cell(value, column):
     """Return the attributes and the content of a table's cell; data-value is what it is sorted by."""
-    text = _format_duration(value) if column == "header.duration" else _format_cell(column, value)
+    is_duration = column == "header.duration" and _is_number(value)  # a group has a string
+    text = _format_duration(value) if is_duration else _format_cell(column, value)
     if column == "header.start_time":
         text = text[:16].replace("T", " ")
     if column == "header.status_message":
@@ -5934,7 +5949,7 @@ def _make_cell(value, column):
 
 
 def _make_table(rows, columns, is_flat, numbers, links):
-    """Return the table; *numbers* of the curves of its rows, and *links* to their stories, may be None."""
+    """Return the table; *numbers* (of curves) and *links* (to stories) have one for each row, or None."""
     head, body = "", ""
     for column in columns:
         group, title = _split_title(column, is_flat)
@@ -5954,7 +5969,7 @@ def _make_table(rows, columns, is_flat, numbers, links):
 
 def _list_blocks(reader, row):
     """Return the parts of a run's story, each a title and lines: what `show` prints, and the patch."""
-    patch = _read_text(os.path.join(reader.curexpdir, "snapshot.patch")) or ""
+    patch = _read_text(os.path.join(reader.curexpdir, "snapshot.patch"))
     cut = patch[:_LONGEST_PATCH] + "\n..." * (len(patch) > _LONGEST_PATCH)
     blocks = _describe_experiment(reader, row, _read_texts(reader, 20))
     return [block for block in [*blocks, ["snapshot.patch", *cut.splitlines()]] if len(block) > 1]
@@ -6006,7 +6021,7 @@ def _make_report(directory, rows, table, columns, over=(), is_log=False, is_flat
 
     rows: of all of them; table: the rows to show, grouped or not; over: arguments whose runs share a band.
     """
-    runs = table if "header.expid" in table[0] else rows
+    runs = table if table[0] in rows else rows  # these are groups of runs otherwise
     name_run, name_row = _name_rows(rows), _name_rows(rows, over)
     names = [name_row(row) for row in table]
     series: "Dict[str, List[Any]]" = {name: [] for name in names}
@@ -6248,7 +6263,7 @@ def _list(options):
 
 
 def _list_deciding(options):
-    """Return what decides which rows there are, and in which order."""
+    """Return the filter, and the columns that group or sort the rows."""
     return [options.filter, *options.groupby, *options.over, *options.sort, *options.sort_reverse]
 
 
@@ -6265,14 +6280,15 @@ def _arrange(rows, options):
     )
     if options.filter:
         rows = _filter_rows(rows, list(columns), options.filter)
-    runs = rows
+    runs, some = rows, rows or everything  # names are looked up also where no row is left
     if over:
         inside = tuple(column + "." for column in keys + over)
         others = [c for c in columns if c.startswith("args.") and not (c + ".").startswith(inside)]
-        keys += [column for column in others if _varies(rows, column)]
+        keys += [column for column in others if _varies(some, column)]
     if keys or over:
-        rows = everything = _group_rows(rows, columns, keys, bool(over))
-        columns = list(dict.fromkeys(keys + _find_columns(rows)))
+        everything = _group_rows(some, columns, keys, bool(over))
+        rows = everything if rows else rows
+        columns = list(dict.fromkeys(keys + _find_columns(everything)))
     for names, descending in ((options.sort_reverse, False), (options.sort, True)):
         names = [_resolve_column(everything, columns, name) for name in names]
         rows = _sort_rows(rows, names, descending) if names else rows
@@ -6308,10 +6324,10 @@ def _find_extension(path, known, of_stdout=""):
 
 def _write_output(path, output):
     """Write *output*, a string or DataFrame, to the file *path*, or to stdout for '-'; return where it is."""
+    if path == "-":
+        sys.stdout.write(_make_encodable(output, sys.stdout))  # main() handles a closed pipe
+        return "stdout"
     try:
-        if path == "-":
-            sys.stdout.write(_make_encodable(output, sys.stdout))
-            return "stdout"
         if isinstance(output, str):
             # Into the file that is there, which may be a link, a pipe, or have permissions of its own.
             with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
@@ -6332,7 +6348,7 @@ def _format_problems(problems, what):
 def _format_listing(rows, columns, options):
     """Format a table for the terminal that stdout is, or for a pipe, which has no width."""
     messages, width, environment = [], None, os.environ
-    if options.is_for_people and "header.duration" in columns:
+    if options.is_for_people and not (options.groupby or options.over):
         messages = [row["header.status_message"] for row in rows]
         columns = [column for column in columns if column != "header.status_message"]
         _shorten_times(rows)
@@ -6417,7 +6433,7 @@ def main(argv: "Optional[Sequence[str]]" = None) -> int:
         _discard_output()
         if isinstance(error, BrokenPipeError):  # `| head` has seen enough
             return 0
-        where = f"{error.filename} can't be written: " if error.filename else ""
+        where = f"{error.filename} can't be used: " if error.filename else ""
         _warn(f"{where}{_explain(error)}.")
         return _EXIT_WRONG
     finally:

@@ -203,6 +203,18 @@ def test_ignored_data_is_linked_and_ignored_python_is_copied(project):
         assert (copy / name).read_text() == (project.path / name).read_text()
 
 
+def test_ignored_python_that_is_not_a_file_is_linked(project):
+    (project.path / "data" / "package.py").mkdir()
+    for name in ("gone.py", "package.py/x"):
+        (project.path / "data" / name).symlink_to("nowhere")
+    (project.path / ".git" / "info" / "exclude").write_text("old.py\nfolder.py\n")
+    (project.path / "old.py").symlink_to("nowhere")
+    project.write("folder.py/x", "")
+    copy = freeze(project)
+    assert os.readlink(str(copy / "old.py")) == str(project.path / "old.py")
+    assert (copy / "folder.py" / "x").exists()
+
+
 def test_data_that_came_later_is_linked_into_the_copy_that_is_there(project):
     shutil.rmtree(str(project.path / "data"))
     copy = freeze(project)
@@ -510,6 +522,7 @@ Experiment().summary(json.loads(sys.argv[1 + count % 2]))
         (f'{{"x": 1{"0" * 400}}}', f'{{"x": 1{"0" * 400}}}', "0", 0),
         (f'{{"x": 1{"0" * 400}}}', f'{{"x": 1{"0" * 399}1}}', "0", 1),
         (f'{{"x": 1{"0" * 400}}}', f'{{"x": 1{"0" * 399}1}}', "0.1", 0),
+        (f'{{"x": 1{"0" * 400}}}', '{"x": 1.5}', "0.1", 1),
         ("{}", '{"x": 1}', "0", 3),
     ],
 )
@@ -668,9 +681,10 @@ def test_tolerance_that_makes_no_sense(project, rtol):
     assert result.code == 2 and f"--rtol {rtol!r}" in result.stderr
 
 
-def test_interpreter_that_prints_at_its_start(project, tmp_path):
+@pytest.mark.parametrize("source", ["print('hello')", "import atexit; atexit.register(print, 3)"])
+def test_interpreter_that_prints_at_its_start_or_end(project, tmp_path, source):
     assert python(project, "train.py").code == 0
-    (tmp_path / "sitecustomize.py").write_text("print('hello')\n")
+    (tmp_path / "sitecustomize.py").write_text(source)
     result = command(project, "repeat", "1", env={"PYTHONPATH": tmp_path})
     assert (result.code, result.stderr) == (0, "")
 

@@ -474,11 +474,17 @@ def test_a_pipe_gets_no_colors_and_all_columns(directory):
     assert "ValueError: no such thing" in output
 
 
-def test_a_closed_pipe_ends_quietly(directory):
-    for number in range(200):
+@pytest.mark.parametrize(
+    "words", [["", "--json"], ["", "--export", "-"], ["report", "-o", "-"]], ids=["json", "export", "report"]
+)
+def test_a_closed_pipe_ends_quietly(directory, words):
+    for number in range(2000):
         write_experiment(directory, f"more-{number}")
     process = subprocess.Popen(
-        COMMAND + [str(directory), "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*COMMAND, *filter(None, words), str(directory)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": ""},  # unbuffered, Python overlooks that a part is not written
     )
     process.stdout.read(10)
     process.stdout.close()
@@ -608,6 +614,28 @@ def test_columns_are_those_asked_for_also_when_the_filter_leaves_no_row(run, dir
     words = ["--export", str(path), "--columns", "args.lr", "summary.loss"]
     assert run("experiments", "--filter", "args.lr > 5", *words)[0] == 1
     assert path.read_text() == "args.lr,summary.loss\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--groupby", "args.lr", "--sort", "summary.loss.mean"], ["--over", "args.lr", "--columns", "summary"]],
+    ids=["groupby", "over"],
+)
+def test_columns_of_groups_are_known_also_when_the_filter_leaves_no_row(run, words):
+    assert run("experiments", *words)[0] == 0
+    code, out, err = run("experiments", "--filter", "args.lr > 5", *words)
+    assert (code, out) == (1, "") and "there are no such experiments" in err
+
+
+@pytest.mark.parametrize(
+    "column", ["header.duration", "header.expid", "header.status", "header.status_message"]
+)
+def test_a_table_and_a_report_are_grouped_by_any_column(run, column):
+    for words in (["experiments"], ["report"], ["report", "--columns", "header", "summary"]):
+        code, out, err = run(*words, "--groupby", column)
+        assert code == 0, err
+        code, out, err = run(*words, "--over", column)
+        assert code == 0, err
 
 
 def test_an_export_names_what_could_not_be_read(run, directory):

@@ -1247,6 +1247,30 @@ print("ending", sys.argv[1])
         assert (folder / "STATUS").read_text() == "SUCCESS"
         assert (folder / "stdout").read_text() == "begun\nbegun\nending n2\n"
 
+    def test_a_summary_after_finish_is_left_out_once_another_attempt_has_begun(self, repo):
+        source = """
+            import sys
+            from meticulous import Experiment
+            experiment = Experiment(experiment_id="7")
+            experiment.finish()
+            experiment.summary(by=sys.argv[1])
+            print("finished", flush=True)
+            if sys.stdin.readline():
+                experiment.summary(by="the first again")
+        """
+        first = repo.popen(source, "first", stdin=-1)
+        assert first.stdout.readline() == b"finished\n"
+        assert repo.run(None, "second").code == 0
+        first.stdin.write(b"\n")
+        result = first.result()
+        assert result.code == 0 and "later attempt" in result.stderr, result
+        assert load(repo.experiment(7), "summary") == {"by": "second"}
+
+    def test_odd_entries_of_sys_path_are_no_reason_to_fail(self, repo):
+        source = "import sys\nfrom meticulous import Experiment\nsys.path += [b'.', None, 99]\nExperiment()"
+        result = repo.run(source)
+        assert (result.code, result.stderr.count("Error")) == (0, 0), result
+
     def test_a_summary_in_a_signal_handler_during_a_summary_loses_nothing(self, repo):
         body = """\
 import os, signal

@@ -2,6 +2,7 @@
 
 import contextlib
 import enum
+import errno
 import os
 import re
 import subprocess
@@ -202,6 +203,24 @@ def test_bad_ids_are_named_in_the_error(given):
         meticulous._check_id(given)
     assert len(str(caught.value)) < 200
     assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/environ"), reason="this interpreter runs without Linux's /proc"
+)
+def test_a_long_file_of_proc_is_read_completely():
+    source = "import meticulous; print(meticulous._read_text('/proc/self/environ').count('x'))"
+    folder = os.path.dirname(meticulous.__file__)
+    environment = {"LONG": "x" * 100000, "PYTHONPATH": folder}
+    output = subprocess.check_output([sys.executable, "-c", source], env=environment)
+    assert int(output) >= 100000
+
+
+def test_refused_write_to_a_descriptor_names_the_directory():
+    error = meticulous._explain_refused_write(
+        OSError(errno.EIO, "Input/output error", 99), "/home/experiments"
+    )
+    assert str(error) == "/home/experiments can't be used: Input/output error."
 
 
 def test_writing_replaces_the_whole_file_and_leaves_nothing_else(tmp_path):

@@ -600,6 +600,50 @@ def test_broken_claim_is_named(tmp_path, content):
         claim(tmp_path)
 
 
+HOLD = """
+import os, signal, sys, meticulous
+
+def trace(frame, event, argument):
+    global line
+    names = ("__enter__", "__exit__", "hold", "release", "_in_main_thread")
+    if frame.f_code.co_filename != meticulous.__file__ or frame.f_code.co_name not in names:
+        return None
+    line += event == "line"
+    if event == "line" and line == wanted:
+        os.kill(os.getpid(), signal.SIGINT)
+    return trace
+
+wanted = line = caught = 0
+while line >= wanted:
+    wanted, line = wanted + 1, 0
+    try:
+        sys.settrace(trace)
+        with meticulous._Hold():
+            pass
+        for _ in range(10):  # Python handles a signal at a jump back
+            pass
+    except KeyboardInterrupt:
+        caught += 1
+    sys.settrace(None)
+    assert not meticulous._session._holders, wanted
+assert caught == wanted - 1 > 10, (caught, wanted)
+"""
+
+
+def test_ctrl_c_at_each_line_of_a_hold_leaves_nothing_held():
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(meticulous.__file__)}
+    subprocess.check_call([sys.executable, "-c", HOLD], env=environment)
+
+
+def test_scheduler_recalls_by_what_it_was_asked():
+    scheduler = meticulous._Scheduler()
+    asked = []
+    answers = [scheduler.recall(lambda name: asked.append(name) or name, name) for name in "ab"]
+    assert answers == ["a", "b"]
+    assert [scheduler.recall(asked.append, "c") for _ in range(2)] == [None, None]
+    assert asked == ["a", "b", "c"]
+
+
 def test_last_sign_of_life_is_the_newest_of_our_files(tmp_path):
     assert meticulous._last_sign_of_life(str(tmp_path)) is None
     assert meticulous._last_sign_of_life(str(tmp_path / "nowhere")) is None

@@ -108,6 +108,8 @@ def test_files_are_opened_relative_to_the_folder(directory):
     with reader.open("notes.txt", "w", encoding="utf-8") as file:
         file.write("é")
     assert (directory / "1" / "notes.txt").read_bytes() == "é".encode()
+    with reader.open(b"notes.txt") as first, reader.open(os.dup(first.fileno())) as second:
+        assert second.read() == "é"
 
 
 def test_the_id_is_the_last_part_of_the_path_on_windows_too(monkeypatch):
