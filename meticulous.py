@@ -852,7 +852,7 @@ def _list_packages():
     for folder in sys.path:
         try:
             names = os.listdir(os.fsdecode(folder) or ".")
-        except (OSError, TypeError):  # Python ignores what is not a string, too
+        except (OSError, TypeError):  # what is not a path; Python's imports ignore it, too
             continue
         for name in names:
             if name.endswith((".dist-info", ".egg-info")):
@@ -1102,7 +1102,7 @@ def _check_gone(folder, metadata, newest, now):
         process = _load_mapping(os.path.join(_attempt_path(folder, newest), "process.json"))
     elif not process or "end-time" in process:
         return
-    # Its end is written after STATUS: test_a_run_that_has_written_only_its_status_still_runs.
+    # metadata.json tells the end after STATUS does: test_a_run_that_has_written_only_its_status_still_runs.
     may_live = is_new or _read_if_there(os.path.join(folder, "STATUS")) == b"RUNNING"
     is_running = _is_running(process, _Scheduler() if may_live else None)
     if is_running is None and may_live:
@@ -1175,7 +1175,7 @@ class _Hold:
         if self._handler:
             # A child that a thread forks meanwhile has a session of its own, which holds nothing.
             signal.signal(signal.SIGINT, lambda *args: _session.postpone(args[0]) or handler(*args))
-        # Held only between these two handlers, so that no Ctrl-C leaves the session held:
+        # Last here and first in __exit__, so that no Ctrl-C in between leaves the session held:
         # test_ctrl_c_at_each_line_of_a_hold_leaves_nothing_held.
         _session.hold()
 
@@ -3042,7 +3042,7 @@ _watches_forks = False
 
 
 def _watch(record):
-    """Have record.end(status, is_exit=True) called when this process ends, unless _unwatch() comes first."""
+    """Register *record*: its end(status, is_exit=True) is called when this process ends, until _unwatch()."""
     global _watches_forks
     with _session.lock:
         if not (_WINDOWS or _watches_forks):
@@ -5498,6 +5498,14 @@ def _list_values(value, name=""):
         yield name, value
 
 
+def _is_close(first, second, rtol):
+    """Return whether two different numbers are equal up to the relative difference *rtol*."""
+    try:
+        return abs(first - second) / max(abs(first), abs(second)) <= rtol
+    except OverflowError:  # an int that is too large for a float
+        return False
+
+
 def _compare_values(values, rtol=0):
     """Return {name: "old -> new"} of what differs between two dicts, nested ones too; NaN equals NaN."""
     old, new = (dict(_list_values(value)) for value in values)
@@ -5507,12 +5515,7 @@ def _compare_values(values, rtol=0):
         first, second = pair
         if first == second or (first != first and second != second):
             continue
-        is_close = rtol and all(map(_is_number, pair))
-        try:
-            is_close = is_close and abs(first - second) / max(map(abs, pair)) <= rtol
-        except OverflowError:  # an int that is too large for a float
-            is_close = False
-        if not is_close:
+        if not (rtol and all(map(_is_number, pair)) and _is_close(first, second, rtol)):
             different[name] = " -> ".join(_dump_cell(value) or "-" for value in pair)
     return different
 
@@ -6210,7 +6213,7 @@ def _diff(options):
     pairs = [(d["column"], _format_difference(d["values"], d["difference"])) for d in differences]
     names = [reader.expid for reader in readers]
     warnings = [f"{reader.expid}: {reader.code_warning}" for reader in readers if reader.code_warning]
-    packages = [set(str(reader.metadata.get("packages", "")).split("\n")) for reader in readers]
+    packages = [set(_get_part(reader.metadata, "packages", str).split("\n")) for reader in readers]
     changed = [" ".join(sorted(own - other)) or "-" for own, other in (packages, packages[::-1])]
     lines = [*_format_pairs(" -> ".join(names), pairs), ""]
     lines += map(_show_controls, [*stat.split("\n"), *warnings])
@@ -6251,7 +6254,8 @@ def _list(options):
             output = _to_dataframe(rows, levels, options.flat_cols, columns)
         else:
             output = _FORMATS[extension](rows, columns)
-        _warn(f"wrote {len(rows)} rows to {_write_output(options.export, output)}")
+        place = _write_output(options.export, output)
+        _warn(f"wrote {len(rows)} rows to {place}")
         for line in notes:
             _warn(line)
     elif options.list_columns:
@@ -6371,7 +6375,8 @@ def _report(options):
     if not table:
         raise _NothingFound(f"There are no such experiments in {directory}.")
     page = _make_report(directory, runs, table, columns, over, options.log, options.flat_cols)
-    _warn(f"wrote {len(table)} rows to {_write_output(options.o or 'report.html', page)}")
+    place = _write_output(options.o or "report.html", page)
+    _warn(f"wrote {len(table)} rows to {place}")
 
 
 _LIMITS = f"max. {_MOST_STORIES} stories, {_MOST_PLOTS} plots, {_MOST_POINTS} points a curve"

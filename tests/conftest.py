@@ -211,6 +211,31 @@ def make_repo(pattern):
         repo.close()
 
 
+# For the source of a script, which sets signum, the names of functions of meticulous, and wanted and line: send the
+# signal before the wanted line of these functions; line counts them.
+SEND_AT_LINE = """
+def trace(frame, event, argument):
+    global line
+    if frame.f_code.co_filename != meticulous.__file__ or frame.f_code.co_name not in names:
+        return None
+    line += event == "line"
+    if event == "line" and line == wanted:
+        os.kill(os.getpid(), signum)
+    return trace
+"""
+
+
+@pytest.fixture
+def latin_directory(tmp_path):
+    """Return the path, as bytes, of an empty directory whose name is not UTF-8."""
+    directory = os.path.join(os.fsencode(str(tmp_path)), b"caf\xe9")
+    try:
+        os.mkdir(directory)
+    except OSError:
+        pytest.skip("this file system takes only UTF-8")
+    return directory
+
+
 @pytest.fixture
 def repo(make_repo, tmp_path):
     """Return a Repo in tmp_path / "repo"."""

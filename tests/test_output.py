@@ -18,6 +18,7 @@ import time
 from contextlib import contextmanager, redirect_stdout
 
 import pytest
+from conftest import SEND_AT_LINE
 
 import meticulous
 
@@ -1419,14 +1420,8 @@ def test_finish_in_a_signal_handler_during_a_write_harms_no_file(lab, call, when
 AT_EACH_LINE = """
     from meticulous import Experiment
     names = {{"flush", "_save_pending", "_encode_parts", "add", "_split_bar", "_fold", "save"}}
-    def trace(frame, event, argument):
-        global line
-        if frame.f_code.co_filename != meticulous.__file__ or frame.f_code.co_name not in names:
-            return None
-        line += event == "line"
-        if event == "line" and line == wanted:
-            os.kill(os.getpid(), signal.SIGUSR1)
-        return trace
+    signum = signal.SIGUSR1
+    {trace}
     def end(number, frame):
         sys.settrace(None)
         print("caught")
@@ -1451,7 +1446,10 @@ ENDS = {"finish": "experiment.finish()", "raise": "1 / 0", "return": "pass"}
 @pytest.mark.parametrize("end", sorted(ENDS))
 @pytest.mark.parametrize("text", ["line", "0%\r50%\rline"], ids=["line", "bar"])
 def test_a_signal_handler_at_any_line_of_a_flush_loses_nothing(lab, end, text):
-    ended = lab.run(AT_EACH_LINE.format(end=ENDS[end], text=text), stdout=subprocess.DEVNULL)
+    ended = lab.run(
+        AT_EACH_LINE.format(end=ENDS[end], text=text, trace=textwrap.indent(SEND_AT_LINE, " " * 4)),
+        stdout=subprocess.DEVNULL,
+    )
     assert (ended.code, ended.err) == (0, b""), ended
     count = len(list(lab.records.parent.glob("line*")))
     # In the last one no signal came.

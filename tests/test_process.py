@@ -12,6 +12,7 @@ import time
 import traceback
 
 import pytest
+from conftest import SEND_AT_LINE
 
 import meticulous
 
@@ -602,17 +603,7 @@ def test_broken_claim_is_named(tmp_path, content):
 
 HOLD = """
 import os, signal, sys, meticulous
-
-def trace(frame, event, argument):
-    global line
-    names = ("__enter__", "__exit__", "hold", "release", "_in_main_thread")
-    if frame.f_code.co_filename != meticulous.__file__ or frame.f_code.co_name not in names:
-        return None
-    line += event == "line"
-    if event == "line" and line == wanted:
-        os.kill(os.getpid(), signal.SIGINT)
-    return trace
-
+names, signum = {"__enter__", "__exit__", "hold", "release", "_in_main_thread"}, signal.SIGINT
 wanted = line = caught = 0
 while line >= wanted:
     wanted, line = wanted + 1, 0
@@ -632,7 +623,7 @@ assert caught == wanted - 1 > 10, (caught, wanted)
 
 def test_ctrl_c_at_each_line_of_a_hold_leaves_nothing_held():
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(meticulous.__file__)}
-    subprocess.check_call([sys.executable, "-c", HOLD], env=environment)
+    subprocess.check_call([sys.executable, "-c", SEND_AT_LINE + HOLD], env=environment)
 
 
 def test_scheduler_recalls_by_what_it_was_asked():
